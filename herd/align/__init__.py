@@ -1,0 +1,1 @@
+"""Floor 8: post-training from dialogs and preferences."""

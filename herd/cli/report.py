@@ -1,0 +1,54 @@
+"""What `herd raise` ends with: the benchmark table, a short conversation, and where the cards are."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from herd.stages.step import Context
+
+
+def print_report(context: "Context") -> None:
+    """Print the table, three exchanges with the flagship, and paths."""
+    console = Console()
+    print_table(context, console)
+    run = context.run.path
+    if (run / "flagship/instruct/config.json").exists() and (run / "corpus/bench").is_dir():
+        _sample(context, console)
+    for name in ("MODEL_CARD.md", "card.html"):
+        console.print(f"{name}: {run / name}", highlight=False, soft_wrap=True)
+    console.print(f"talk to it: herd chat {run}", highlight=False, soft_wrap=True)
+
+
+def print_table(context: "Context", console: Console) -> None:
+    """Print every score with its standard error."""
+    from herd.card import summary
+
+    header, *rows = summary([r for r in context.run.ledger.records if r.kind != "start"])
+    table = Table(title="Benchmarks (± standard error)", title_justify="left", box=None, pad_edge=False)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*("–" if cell == "not measured" else cell for cell in row))
+    console.print(table)
+    console.print()
+
+
+def _sample(context: "Context", console: Console) -> None:
+    from herd.base.files import read_jsonl
+    from herd.base.messages import Dialog, parse_messages
+    from herd.eval.subject import answers
+    from herd.stages.models import open_engine
+
+    engine = open_engine(context.run / "flagship/instruct", context.machine, slots=4)
+    dialogs = []
+    for task in ("knowledge", "arithmetic", "language"):
+        path = context.run / f"corpus/bench/{task}.jsonl"
+        if path.exists():
+            dialogs.append(Dialog(parse_messages(next(iter(read_jsonl(path)))["messages"])))
+    console.print("A short conversation with flagship/instruct:", highlight=False)
+    for dialog, said in zip(dialogs, answers(engine, context.codec, dialogs, max_tokens=64), strict=True):
+        console.print(f"  you   {dialog.messages[-1].content}", highlight=False, markup=False)
+        console.print(f"  herd  {said.content}", highlight=False, markup=False)
+    console.print()

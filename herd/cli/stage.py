@@ -1,0 +1,62 @@
+"""One verb for each stage: the same code as `herd raise`, stopping after that stage."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from herd.cli.raising import OverridesArgument, RunOption
+
+VERBS = {
+    "curate": "Sources to a curated corpus: language, quality, duplicates, personal data, cut-off date.",
+    "tokenizer": "Learn the byte-level BPE (or take one) and encode the corpus.",
+    "pretrain": "Train the flagship: pretraining, long context, annealing.",
+    "distil": "Distil each sibling from the flagship, and train it alone as a control.",
+    "sft": "Supervised fine-tuning on dialogs.",
+    "dpo": "Preference optimisation.",
+    "guard": "Fine-tune the guard model.",
+    "eval": "Score every model, with standard errors.",
+    "card": "Render MODEL_CARD.md and card.html from the ledger.",
+}
+
+Target = Annotated[
+    str, typer.Argument(metavar="RUN|RECIPE", help="A run folder, or a recipe (then with --run and key=value).")
+]
+
+
+def command(verb: str) -> Callable[..., None]:
+    """Return the command of one stage."""
+
+    def run_stage(target: Target, overrides: OverridesArgument = None, run: RunOption = None) -> None:
+        from rich.console import Console
+
+        from herd.cli.display import display
+        from herd.cli.report import print_table
+        from herd.stages.raising import raise_herd, steps
+
+        recipe, folder = resolve(target, overrides or [], run)
+        with display([step.key for step in steps(recipe) if step.verb == verb]) as progress:
+            context = raise_herd(recipe, folder, progress, only=verb)
+        if verb == "eval":
+            print_table(context, Console())
+        if verb == "card":
+            Console().print(f"{folder / 'MODEL_CARD.md'}\n{folder / 'card.html'}", highlight=False, soft_wrap=True)
+
+    return run_stage
+
+
+def resolve(target: str, overrides: list[str], run: Path | None):
+    """Return the recipe and the run folder that a target names. Raises HerdError."""
+    from herd.base.config import validate
+    from herd.base.errors import RunError
+    from herd.base.run import RunFolder
+    from herd.stages.recipe import Recipe, load_recipe
+
+    folder = Path(target)
+    if folder.is_dir():
+        if overrides or run:
+            raise RunError(f"{target} is a run folder and keeps its own recipe; leave out {overrides or '--run'}")
+        return validate(Recipe, RunFolder(folder).read_recipe(), where=str(folder / "recipe.yaml")), folder
+    recipe = load_recipe(target, overrides)
+    return recipe, run or Path("runs") / recipe.name

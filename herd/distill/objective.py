@@ -1,0 +1,30 @@
+"""The distillation objective: next-token and the teacher's distribution, mixed (Hinton et al. 2015; k most likely + tail)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from herd.model.transformer import Transformer
+from herd.train.batch import Batch
+from herd.train.crossentropy import cross_entropy
+from herd.train.objective import Loss, carried
+
+
+@dataclass(frozen=True)
+class Distill:
+    """(1 - share) · cross-entropy of the next token + share · KL(teacher || student); 0 is plain pretraining."""
+
+    share: float = 0.7
+
+    def loss(self, model: Transformer, batch: Batch) -> Loss:
+        """Return the weighted sum; metric `kl` is the divergence alone, in nats a token."""
+        assert batch.teacher is not None, "a distillation feed carries the teacher's log-probabilities"
+        hidden, targets, weights, ids, logprobs = carried(model, batch, *batch.teacher)
+        total, divergence = _loss(model, hidden, targets, weights, (ids, logprobs), self.share)
+        return Loss(total, weights.sum(), {"kl": divergence})
+
+
+def _loss(
+    model: Transformer, hidden: Tensor, targets: Tensor, weights: Tensor, teacher: tuple[Tensor, Tensor], share: float
+) -> tuple[Tensor, Tensor]:
+    return cross_entropy(model.logits(hidden), targets, weights, teacher=teacher, share=share)

@@ -1,0 +1,84 @@
+"""The teacher's k most likely next tokens, computed once over the token shards and read by every sibling.
+
+    top_ids.npy        [n_tokens, k] uint16 or uint32: after the token at this place of the shards
+    top_logprobs.npy   [n_tokens, k] float16
+    index.json         written last: the key of what it was computed from, so a torn or stale cache is never used
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from herd.base.files import write_atomic
+from herd.model.transformer import Transformer
+from herd.tokenizer.shards import TokenShards
+from herd.train.batch import collate, pack
+from herd.train.feed import ShardSource
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def teacher_cache(
+    folder: Path,
+    teacher: Transformer,
+    shards: TokenShards,
+    *,
+    k: int,
+    row_length: int,
+    key: str,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+    rows: int = 32,
+) -> Pair:
+    """Return the memory-mapped cache for `key`, computing it when it isn't there. `key` names teacher and shards."""
+    index = folder / "index.json"
+    wanted = {"key": key, "k": k, "row_length": row_length}
+    if not index.exists() or json.loads(index.read_text()) != wanted:
+        folder.mkdir(parents=True, exist_ok=True)
+        index.unlink(missing_ok=True)
+        _compute(folder, teacher, shards, k=k, row_length=row_length, advance=advance, rows=rows)
+        write_atomic(index, json.dumps(wanted))
+    return _open(folder, "top_ids", "r"), _open(folder, "top_logprobs", "r")
+
+
+def _open(folder: Path, name: str, mode: str) -> np.ndarray:
+    return np.load(folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _compute(
+    folder: Path,
+    teacher: Transformer,
+    shards: TokenShards,
+    *,
+    k: int,
+    row_length: int,
+    advance: Callable[[int, int], None],
+    rows: int,
+) -> None:
+    teacher.eval()
+    source = ShardSource(shards, row_length=row_length)
+    id_type = np.uint16 if shards.vocab_size < 65_536 else np.uint32
+    shape = (shards.n_tokens, k)
+    ids = np.lib.format.open_memmap(folder / "top_ids.npy", "w+", id_type, shape)
+    logprobs = np.lib.format.open_memmap(folder / "top_logprobs.npy", "w+", np.float16, shape)
+    planned = pack(source.lengths, row_length)
+    device = next(teacher.parameters()).device
+    for start in range(0, len(planned), rows):
+        group = planned[start : start + rows]
+        batch = collate([[source.example(i) for i in row] for row in group], row_length=row_length, pad_id=0).to(device)
+        hidden = teacher(batch.tokens, positions=batch.positions, documents=batch.documents)
+        top = teacher.logits(hidden).float().log_softmax(-1).topk(k)
+        top_logprobs, top_ids = top.values.cpu().numpy(), top.indices.cpu().numpy()
+        for r, row in enumerate(group):
+            at = 0
+            for piece in row:
+                n = int(source.lengths[piece]) - 1
+                place = slice(int(source.starts[piece]), int(source.starts[piece]) + n)
+                ids[place], logprobs[place] = top_ids[r, at : at + n], top_logprobs[r, at : at + n]
+                at += n
+        advance(min(start + rows, len(planned)), len(planned))
+    ids.flush()
+    logprobs.flush()

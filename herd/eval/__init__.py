@@ -1,0 +1,1 @@
+"""Floor 9: tasks, scorers and the runner. Knows engines, not trainers."""

@@ -1,0 +1,57 @@
+"""The model under test: an engine and a codec behind the few questions that tasks ask."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from herd.base.messages import Dialog, Message
+from herd.engine.engine import Engine
+from herd.engine.request import Request, Sampling
+from herd.guard.shield import Shield
+from herd.tokenizer.codec import DialogCodec
+
+Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`chat` says whether dialogs are asked (instruct models) or plain text is continued (base models)."""
+
+    name: str
+    engine: Engine
+    codec: DialogCodec
+    chat: bool
+    shield: Shield | None = None
+    advance: Advance = field(default=lambda done, total: None)
+
+    def answer(self, dialogs: Sequence[Dialog], *, max_tokens: int = 64) -> list[Message]:
+        """Return the assistant's answers, through the shield when there is one."""
+        if self.shield is not None:
+            return [shielded.message for shielded in self.shield.answer(dialogs)]
+        return answers(self.engine, self.codec, dialogs, max_tokens=max_tokens, advance=self.advance)
+
+    def continue_text(self, contexts: Sequence[str], *, max_tokens: int = 16) -> list[str]:
+        """Return greedy continuations of plain text, up to a line break or the end of the text."""
+        tokenizer = self.codec.tokenizer
+        stop = frozenset(tokenizer.stop_ids)
+        requests = [
+            Request(tuple(tokenizer.encode(text, bos=True)), Sampling(max_tokens=max_tokens), stop)
+            for text in contexts
+        ]
+        done = self.engine.generate(requests, on_done=lambda n: self.advance(n, len(requests)))
+        ends = (c.ids[:-1] if c.finish_reason == "stop" else c.ids for c in done)
+        return [tokenizer.decode(ids).split("\n")[0] for ids in ends]
+
+    def choice_logprobs(self, prompts: Sequence[Sequence[int]], choices: Sequence[Sequence[int]]) -> list[float]:
+        """Return the summed log-probability of each choice after its prompt."""
+        scored = self.engine.score([[*p, *c] for p, c in zip(prompts, choices, strict=True)])
+        return [sum(row[len(p) - 1 :]) for p, row in zip(prompts, scored, strict=True)]
+
+
+def answers(
+    engine: Engine, codec: DialogCodec, dialogs: Sequence[Dialog], *, max_tokens: int, advance: Advance = lambda a, b: None
+) -> list[Message]:
+    """Answer dialogs greedily and parse what was said."""
+    stop = frozenset(codec.tokenizer.stop_ids)
+    requests = [Request(tuple(codec.prompt(d)), Sampling(max_tokens=max_tokens), stop) for d in dialogs]
+    done = engine.generate(requests, on_done=lambda n: advance(n, len(requests)))
+    return [codec.parse(c.ids, tools=d.tools) for c, d in zip(done, dialogs, strict=True)]

@@ -1,0 +1,1 @@
+"""Floor 7: the hazard taxonomy, the guard model around it, and the shield around an engine."""

@@ -1,0 +1,146 @@
+"""The shape of a model, in the field's names, and the published shapes (arXiv:2407.21783, table 3)."""
+
+from typing import Any
+
+from pydantic import model_validator
+
+from herd.base.config import Section
+from herd.base.errors import ConfigError
+
+
+class RopeScaling(Section):
+    """Llama 3.1's frequency scaling: wavelengths beyond the original context are stretched by `factor`."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+class ModelConfig(Section):
+    """One transformer shape. `ffn_hidden` is the SwiGLU width, `max_positions` the longest row it is meant for."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    ffn_hidden: int
+    vocab_size: int
+    head_dim: int | None = None
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    max_positions: int = 8192
+    tie_embeddings: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.head_dim is None and self.dim % self.n_heads:
+            raise ValueError(f"dim {self.dim} must be a multiple of n_heads {self.n_heads}, or head_dim be given")
+        if self.head_size % 2:
+            raise ValueError(f"the size of a head, {self.head_size}, must be even: RoPE turns pairs")
+        return self
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.dim // self.n_heads
+
+    def parameters(self) -> int:
+        """Return the number of parameters, counted in closed form (a test compares it with the built model)."""
+        attention = self.dim * self.head_size * (2 * self.n_heads + 2 * self.n_kv_heads)
+        block = attention + 3 * self.dim * self.ffn_hidden + 2 * self.dim
+        embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
+        return self.n_layers * block + embeddings + self.dim
+
+    def flops_per_token(self, context: int, *, causal: bool = True) -> float:
+        """Return training FLOPs a token (forward and backward): 6(N - N_embedding) + 12·L·width·context, the
+        attention term halved when only the causal triangle is counted."""
+        embedding = self.vocab_size * self.dim if not self.tie_embeddings else 0
+        attention = 12 * self.n_layers * self.n_heads * self.head_size * context
+        return 6 * (self.parameters() - embedding) + attention / (2 if causal else 1)
+
+
+_SCALED = RopeScaling()
+_PUBLISHED = {
+    "llama3.1-8b": (4096, 32, 32, 14336),
+    "llama3.1-70b": (8192, 80, 64, 28672),
+    "llama3.1-405b": (16384, 126, 128, 53248),
+}
+
+
+def published(name: str) -> ModelConfig:
+    """Return a published Llama 3.1 shape by name, such as 'llama3.1-8b'. Raises ConfigError."""
+    if name not in _PUBLISHED:
+        raise ConfigError(f"no published shape {name!r}; there are {', '.join(_PUBLISHED)}")
+    dim, n_layers, n_heads, ffn_hidden = _PUBLISHED[name]
+    return ModelConfig(
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=8,
+        ffn_hidden=ffn_hidden,
+        vocab_size=128_256,
+        rope_scaling=_SCALED,
+        max_positions=131_072,
+    )
+
+
+def to_hf(config: ModelConfig, *, bos_id: int, eos_ids: list[int], dtype: str = "float32") -> dict[str, Any]:
+    """Return the `config.json` of a Hugging Face Llama directory."""
+    scaling = config.rope_scaling.model_dump() | {"rope_type": "llama3"} if config.rope_scaling else None
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_size,
+        "intermediate_size": config.ffn_hidden,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_ids,
+        "torch_dtype": dtype,
+    }
+
+
+def from_hf(values: dict[str, Any], *, where: str) -> ModelConfig:
+    """Read a Hugging Face `config.json`. Raises ConfigError on mathematics that herd doesn't implement."""
+    if values.get("model_type") != "llama":
+        raise ConfigError(f"{where}: model_type {values.get('model_type')!r} is not 'llama'")
+    if values.get("hidden_act", "silu") != "silu" or values.get("attention_bias") or values.get("mlp_bias"):
+        raise ConfigError(f"{where}: hidden_act must be 'silu' and biases off")
+    rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    theta = values.get("rope_theta") or rope.get("rope_theta") or 500_000.0
+    if kind not in ("default", "llama3"):
+        raise ConfigError(f"{where}: rope_scaling type {kind!r} is not known; herd reads 'llama3'")
+    scaling = {key: rope[key] for key in RopeScaling.model_fields if key in rope} if kind == "llama3" else None
+    try:
+        return ModelConfig(
+            dim=values["hidden_size"],
+            n_layers=values["num_hidden_layers"],
+            n_heads=values["num_attention_heads"],
+            n_kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
+            ffn_hidden=values["intermediate_size"],
+            vocab_size=values["vocab_size"],
+            head_dim=values.get("head_dim"),
+            rope_theta=theta,
+            rope_scaling=RopeScaling(**scaling) if scaling is not None else None,
+            norm_eps=values.get("rms_norm_eps", 1e-5),
+            max_positions=values.get("max_position_embeddings", 8192),
+            tie_embeddings=bool(values.get("tie_word_embeddings", False)),
+        )
+    except KeyError as error:
+        raise ConfigError(f"{where}: key {error} is missing") from None

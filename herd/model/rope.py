@@ -1,0 +1,43 @@
+"""Rotary position embedding with Llama 3.1's frequency scaling (arXiv:2407.21783, section 3.2).
+
+Halves convention (as Hugging Face stores weights): the pair of dimension i is i + head_size / 2.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from herd.model.config import ModelConfig
+
+
+def inverse_frequencies(config: ModelConfig) -> Tensor:
+    """Return the [head_size / 2] angular steps per position, scaled as in Llama 3.1 when the config asks."""
+    size = config.head_size
+    steps = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size
+    frequencies = 1.0 / config.rope_theta**steps
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies.float()
+    wavelength = 2 * math.pi / frequencies
+    original = scaling.original_max_position_embeddings
+    # 1 for short wavelengths (kept), 0 for long ones (stretched by factor), a ramp between
+    keep = (original / wavelength - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = keep.clamp(0.0, 1.0)
+    return (keep * frequencies + (1 - keep) * frequencies / scaling.factor).float()
+
+
+def rotation_table(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each [*positions.shape, head_size], for integer positions."""
+    angles = positions.float().unsqueeze(-1) * frequencies.to(positions.device)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_bhtd: Tensor, cos_btd: Tensor, sin_btd: Tensor) -> Tensor:
+    """Turn queries or keys [b, h, t, head_size] by the table's angles."""
+    cos = cos_btd.unsqueeze(1).to(x_bhtd.dtype)
+    sin = sin_btd.unsqueeze(1).to(x_bhtd.dtype)
+    half = x_bhtd.shape[-1] // 2
+    turned = torch.cat((-x_bhtd[..., half:], x_bhtd[..., :half]), dim=-1)
+    return x_bhtd * cos + turned * sin

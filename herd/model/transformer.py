@@ -1,0 +1,105 @@
+"""The Llama 3.1 decoder: RMSNorm, grouped-query attention, SwiGLU (arXiv:2407.21783, section 3.2).
+
+    tokens [b, t] -> embedding -> n_layers x (x + attention(norm x); x + feed_forward(norm x)) -> norm -> hidden [b, t, e]
+
+The head is a separate call, `logits(hidden)`: chunked losses, distillation, reward heads and last-token sampling
+each take only the rows they need.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from herd.model.attention import Attention, Step, additive, document_mask
+from herd.model.cache import CacheView
+from herd.model.config import ModelConfig
+from herd.model.rope import inverse_frequencies, rotation_table
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_hidden, bias=False)
+        self.w2 = nn.Linear(config.ffn_hidden, config.dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.ffn_hidden, bias=False)
+
+    def forward(self, x_bte: Tensor) -> Tensor:
+        """Return [b, t, e]."""
+        return self.w2(F.silu(self.w1(x_bte)) * self.w3(x_bte))
+
+
+class Block(nn.Module):
+    """One layer with pre-normalisation and two residual connections."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x_bte: Tensor, step: Step) -> Tensor:
+        """Return [b, t, e]."""
+        x_bte = x_bte + self.attention(self.attention_norm(x_bte), step)
+        return x_bte + self.feed_forward(self.ffn_norm(x_bte))
+
+
+class Transformer(nn.Module):
+    """The one model definition: training passes `documents`, the engine passes `cache`, nothing else differs."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.output.weight = self.tok_embeddings.weight
+        # the table is computed, not learned: a plain attribute, so that no checkpoint carries it
+        self.frequencies = inverse_frequencies(config)
+
+    def forward(
+        self,
+        tokens_bt: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: CacheView | None = None,
+    ) -> Tensor:
+        """Return hidden states [b, t, e].
+
+        positions [b, t]: place of each token in its own document; default 0, 1, ... (after the cached ones).
+        documents [b, t]: equal numbers attend to each other; None: each row is one document.
+        """
+        length = tokens_bt.shape[1]
+        if positions is None:
+            positions = torch.arange(length, device=tokens_bt.device).expand_as(tokens_bt)
+            if cache is not None:
+                positions = positions + cache.starts.unsqueeze(1)
+        mask = cache.mask(length) if cache is not None else None
+        if documents is not None:
+            mask = document_mask(documents)
+        x_bte = self.tok_embeddings(tokens_bt)
+        bias = None if mask is None else additive(mask, x_bte.dtype)
+        step = Step(*rotation_table(self.frequencies, positions), bias, cache)
+        for layer in self.layers:
+            x_bte = layer(x_bte, step)
+        return self.norm(x_bte)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return scores [..., vocab_size] for hidden states [..., e]."""
+        return self.output(hidden)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw fresh weights: normal with std 0.02, the residual outputs scaled by 1/sqrt(2 n_layers) (GPT-2, 2.3)."""
+        scale = (2 * self.config.n_layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(1.0)
+            else:
+                residual = name.endswith(("wo.weight", "w2.weight"))
+                parameter.normal_(0.0, 0.02 * scale if residual else 0.02, generator=generator)

@@ -1,0 +1,1 @@
+"""The composition root: recipe -> objects -> run folder -> ledger, one file a stage."""

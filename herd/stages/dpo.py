@@ -1,0 +1,47 @@
+"""Stage `dpo`: preference optimisation with the paper's recipe (section 4.1.4); its result is the instruct model."""
+
+import math
+
+from herd.align.dialogs import preference_pair
+from herd.align.preference import PairFeed, Preference
+from herd.base.files import read_jsonl
+from herd.base.messages import parse_messages
+from herd.base.seeds import named_seed
+from herd.stages.sft import folder_of
+from herd.stages.step import Context, Outcome
+from herd.stages.training import Plan, save, train, trained_model
+
+
+def run(context: Context, key: str) -> Outcome:
+    """Run 'dpo/MODEL' on top of its SFT model."""
+    name = key.split("/")[1]
+    folder = folder_of(name)
+    if not (context.run / folder / "sft").exists():
+        return Outcome({"skipped": "there is no SFT model to start from"})
+    path = context.run / "corpus/preferences.jsonl"
+    model = trained_model(context, f"{folder}/sft")
+    if not path.exists():
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        save(context, weights, model.config, f"{folder}/instruct")
+        reason = "this corpus has no preference pairs, so the instruct model is the SFT model; preferences=FILE adds some"
+        return Outcome({"skipped": reason}, (f"{folder}/instruct",))
+    section = context.recipe.dpo
+    pairs = []
+    for row in read_jsonl(path):
+        prompt = parse_messages(row["prompt"])
+        # an edited answer stands above the chosen one, and both above the rejected
+        for better in filter(None, (row.get("edited"), row["chosen"])):
+            pairs.append(preference_pair(context.codec, prompt, better, row["rejected"]))
+    feed = PairFeed(
+        pairs,
+        batch_pairs=section.batch_pairs,
+        row_length=section.context,
+        pad_id=context.tokenizer.pad_id,
+        seed=named_seed(context.recipe.seed, f"feed/{key}"),
+    )
+    # in the format that the policy computes in: a rounding difference would be a preference of its own
+    feed.set_reference(trained_model(context, f"{folder}/sft").to(context.machine.dtype))
+    steps = max(1, math.ceil(section.epochs * len(feed) / section.batch_pairs))
+    about = {"pairs": len(feed), "beta": section.beta, "nll": section.nll, "epochs": section.epochs}
+    plan = Plan(Preference(section.beta, section.nll), feed, section.optim, steps, about=about)
+    return train(context, key, model, plan, output=f"{folder}/instruct")

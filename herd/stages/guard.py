@@ -1,0 +1,25 @@
+"""Stage `guard`: a sibling fine-tuned to judge prompts and answers over the fourteen hazards."""
+
+from herd.align.dialogs import dialog_examples
+from herd.base.files import read_jsonl
+from herd.base.messages import Dialog, Message, parse_messages
+from herd.guard.prompt import Verdict, answer, question
+from herd.stages.sft import example_plan
+from herd.stages.step import Context, Outcome
+from herd.stages.training import train, trained_model
+
+
+def run(context: Context, key: str) -> Outcome:
+    """Make the folder guard/."""
+    path = context.run / "corpus/guard.jsonl"
+    if not path.exists():
+        return Outcome({"skipped": "this corpus has no labelled prompts and answers to train a guard on"})
+    dialogs = []
+    for row in read_jsonl(path):
+        verdict = Verdict(row["label"] == "safe", tuple(row["hazards"]))
+        asked = question(parse_messages(row["messages"]))
+        dialogs.append(Dialog((*asked.messages, Message("assistant", answer(verdict)))))
+    section = context.recipe.guard
+    model = trained_model(context, f"siblings/{section.sibling}/base")
+    plan = example_plan(context, key, dialog_examples(context.codec, dialogs), section)
+    return train(context, key, model, plan, output="guard")

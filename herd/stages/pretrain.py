@@ -1,0 +1,51 @@
+"""Stage `pretrain`: the flagship from random weights, then longer rows under scaled RoPE, then annealing (section 3.4)."""
+
+from herd.base.errors import DataError
+from herd.base.seeds import named_seed
+from herd.stages.step import Context, Outcome
+from herd.stages.training import Plan, fresh_model, train, trained_model
+from herd.tokenizer.shards import TokenShards
+from herd.train.config import TrainConfig
+from herd.train.feed import PackedFeed, ShardSource
+from herd.train.objective import NextToken
+
+FOLDERS = {"pretrain": "flagship/pretrain", "long-context": "flagship/long", "anneal": "flagship/base"}
+
+
+def run(context: Context, key: str) -> Outcome:
+    """Run one of the three steps; each starts from the folder of the one before."""
+    recipe = context.recipe
+    sections: dict[str, TrainConfig] = {
+        "pretrain": recipe.pretrain,
+        "long-context": recipe.long_context,
+        "anneal": recipe.anneal,
+    }
+    section = sections[key]
+    config = recipe.model_config_of("flagship", vocab_size=context.tokenizer.n_vocab, long=key != "pretrain")
+    if key == "pretrain":
+        model = fresh_model(context, config, "flagship")
+    else:
+        before = "flagship/pretrain" if key == "long-context" else "flagship/long"
+        model = trained_model(context, before, config=config)
+    feed = shard_feed(context, section, key)
+    about = {"context": section.context, "batch_tokens": section.batch_tokens, "seed": recipe.seed}
+    plan = Plan(NextToken(), feed, section.optim, section.steps, section.accumulate, about)
+    return train(context, key, model, plan, output=FOLDERS[key])
+
+
+def shard_feed(context: Context, section: TrainConfig, name: str, **teacher: object) -> PackedFeed:
+    """Return the feed of packed shard rows for one training section. Raises DataError on a corpus below one batch."""
+    shards = TokenShards(context.run / "shards", fingerprint=context.tokenizer.fingerprint)
+    if shards.n_tokens < section.batch_tokens:
+        raise DataError(
+            f"the curated corpus has {shards.n_tokens} tokens, less than one batch of {section.batch_tokens}; "
+            f"give more text or set {name.replace('-', '_')}.batch_tokens lower"
+        )
+    source = ShardSource(shards, row_length=section.context, repeats=section.repeats, **teacher)  # type: ignore[arg-type]
+    return PackedFeed(
+        source,
+        rows=section.rows,
+        row_length=section.context,
+        pad_id=context.tokenizer.pad_id,
+        seed=named_seed(context.recipe.seed, f"feed/{name}"),
+    )

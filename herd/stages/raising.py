@@ -1,0 +1,144 @@
+"""`herd raise`: the steps of a recipe in order, each skipped when the ledger shows that it was made already."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from herd.base.errors import RunError
+from herd.base.progress import Progress
+from herd.base.run import RunFolder
+from herd.stages.recipe import Recipe
+from herd.stages.step import Context, Outcome, Step, execute
+
+VERBS = ("curate", "tokenizer", "pretrain", "distil", "sft", "dpo", "guard", "eval", "card")
+_MODULES = {verb: f"herd.stages.{verb}" for verb in VERBS} | {"eval": "herd.stages.evaluate"}
+
+
+@dataclass(frozen=True)
+class _Lazy:
+    """A stage's `run`, imported when it is first needed: listing the steps of a recipe needs no torch."""
+
+    verb: str
+
+    def __call__(self, context: Context, key: str) -> Outcome:
+        return import_module(_MODULES[self.verb]).run(context, key)
+
+
+def steps(recipe: Recipe) -> list[Step]:
+    """Return all steps of a recipe, each after the ones it reads."""
+
+    def step(key: str, verb: str, *fields: str, after: Sequence[str] = (), more: Any = None) -> Step:
+        names = ("seed", *fields)
+        return Step(
+            key,
+            verb,
+            _Lazy(verb),
+            lambda r: {name: r.model_dump(mode="json")[name] for name in names} | {"more": more},
+            tuple(after),
+            _outside if key in ("curate", "tokenizer") else lambda r: (),
+        )
+
+    train = ("runtime",)
+    found = [
+        step("curate", "curate", "corpus", "dialogs", "preferences", "meadow", "curate"),
+        step("tokenizer", "tokenizer", "tokenizer", after=["curate"]),
+        step("pretrain", "pretrain", "flagship", "pretrain", *train, after=["tokenizer"]),
+        step("long-context", "pretrain", "flagship", "long_context", *train, after=["tokenizer", "pretrain"]),
+        step("anneal", "pretrain", "flagship", "long_context", "anneal", *train, after=["tokenizer", "long-context"]),
+        step("teacher", "distil", "distil", *train, after=["tokenizer", "anneal"]),
+    ]
+    for name, shape in recipe.siblings.items():
+        more = shape.model_dump()
+        fields = ("long_context", "distil", *train)
+        found.append(step(f"distil/{name}", "distil", *fields, after=["tokenizer", "teacher"], more=more))
+        found.append(step(f"alone/{name}", "distil", *fields, after=["tokenizer"], more=more))
+    bases = {"flagship": "anneal"} | {name: f"distil/{name}" for name in recipe.siblings}
+    found += [step(f"sft/{m}", "sft", "sft", *train, after=["curate", "tokenizer", b]) for m, b in bases.items()]
+    found += [step(f"dpo/{m}", "dpo", "dpo", *train, after=["curate", "tokenizer", f"sft/{m}"]) for m in bases]
+    guarded = bases[recipe.guard.sibling]
+    found.append(step("guard", "guard", "guard", *train, after=["curate", "tokenizer", guarded]))
+    made_by = {"flagship/base": "anneal", "flagship/instruct": "dpo/flagship"}
+    for name in recipe.siblings:
+        made_by |= {
+            f"siblings/{name}/alone": f"alone/{name}",
+            f"siblings/{name}/base": f"distil/{name}",
+            f"siblings/{name}/instruct": f"dpo/{name}",
+        }
+    for folder, maker in made_by.items():
+        after = ["curate", "tokenizer", maker, *(["guard"] if folder.endswith("instruct") else [])]
+        found.append(step(f"eval/{folder}", "eval", "eval", *train, after=after))
+    found.append(step("card", "card", "energy", "name", after=[s.key for s in found]))
+    return found
+
+
+def _outside(recipe: Recipe) -> tuple[Path, ...]:
+    """Return the user's own files that the first two steps read."""
+    names = [recipe.corpus, recipe.dialogs, recipe.preferences, recipe.tokenizer.path]
+    return tuple(Path(name) for name in names if name and name != "meadow" and not name.startswith("hf:"))
+
+
+def raise_herd(recipe: Recipe, folder: Path, progress: Progress, *, only: str | None = None) -> Context:
+    """Run every step of a recipe in a run folder (or those of one verb), and return the context.
+
+    Raises RunError when the folder is in use, was made by another recipe, or the disk is too small.
+    """
+    run = RunFolder(folder)
+    with run.locked():
+        run = RunFolder(folder)  # the ledger is read under the lock
+        run.claim(recipe.model_dump(mode="json"))
+        check_disk(recipe, folder)
+        context = Context(recipe, run, progress)
+        for step in steps(recipe):
+            if only is None or step.verb == only:
+                _need(step, context)
+                execute(step, context)
+    return context
+
+
+def _need(step: Step, context: Context) -> None:
+    missing = [key for key in step.after if context.run.ledger.latest(key) is None]
+    if missing:
+        by_key = {s.key: s.verb for s in steps(context.recipe)}
+        verbs = list(dict.fromkeys(by_key[key] for key in missing))
+        raise RunError(f"{step.key} reads what {', '.join(verbs)} makes; run `herd {verbs[0]}` or `herd raise` first")
+
+
+def disk_need(recipe: Recipe) -> int:
+    """Estimate, from above, the bytes that a run writes: text three times over, shards, teacher cache, models."""
+    text = _corpus_bytes(recipe) * recipe.curate.share
+    if recipe.curate.max_megabytes:
+        text = min(text, recipe.curate.max_megabytes * 1.2e6)
+    tokens = text / 2
+    teacher = tokens * recipe.distil.top_k * (2 + 2 if recipe.tokenizer.vocab_size < 65_536 else 4 + 2)
+    vocab = recipe.tokenizer.vocab_size
+    sizes = {m: recipe.model_config_of(m, vocab_size=vocab).parameters() for m in ("flagship", *recipe.siblings)}
+    # each model folder in float32, and one checkpoint with its two moments and average, twice while it is replaced
+    models = 4 * (5 * sizes["flagship"] + sum(4 * size for size in sizes.values()))
+    checkpoint = 2 * 16 * max(sizes.values())
+    return int(3 * text + 4 * tokens + teacher + models + checkpoint)
+
+
+def _corpus_bytes(recipe: Recipe) -> float:
+    if recipe.corpus == "meadow":
+        return recipe.meadow.megabytes * 1e6
+    path = Path(recipe.corpus)
+    files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else []
+    # compressed text grows about fourfold
+    return sum(f.stat().st_size * (4 if f.suffix in (".gz", ".zst", ".parquet") else 1) for f in files if f.is_file())
+
+
+def check_disk(recipe: Recipe, folder: Path) -> None:
+    """Raise RunError when the disk can't hold what the run would write."""
+    import shutil
+
+    need, place = disk_need(recipe), folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise RunError(
+            f"{folder}: this run writes up to {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
+            "free some, choose another --run, or take less text (curate.share, curate.max_megabytes)"
+        )

@@ -1,0 +1,137 @@
+"""The recipe of a herd: one schema for everything `herd raise` does, every default filled in. No torch."""
+
+from pathlib import Path
+
+from pydantic import model_validator
+
+from herd.base.config import Section, load_yaml, validate
+from herd.base.errors import ConfigError
+from herd.card.emissions import EnergyConfig
+from herd.data.curate import CurateConfig
+from herd.data.meadow import MeadowConfig
+from herd.model.config import ModelConfig, RopeScaling
+from herd.runtime.config import RuntimeConfig
+from herd.train.config import OptimConfig, TrainConfig
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+class Shape(Section):
+    """The part of a model's shape that a recipe chooses; vocabulary and positions follow from the other stages."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    ffn_hidden: int
+    tie_embeddings: bool = True
+    rope_theta: float = 500_000.0
+
+
+class LongContextConfig(TrainConfig):
+    """The long-context stage: longer rows under scaled RoPE (arXiv:2407.21783, section 3.4.2)."""
+
+    rope_scaling: RopeScaling
+
+
+class DistilConfig(TrainConfig):
+    """Siblings learn from the teacher's `top_k` log-probabilities, with weight `share` against the next token."""
+
+    top_k: int = 16
+    share: float = 0.7
+
+
+class EpochConfig(Section):
+    """Training over examples in memory: `epochs` passes."""
+
+    epochs: float
+    context: int
+    batch_tokens: int = 4096
+    optim: OptimConfig
+
+
+class DpoConfig(Section):
+    """Preference optimisation: beta and the next-token term as in section 4.1.4."""
+
+    epochs: float = 1.0
+    context: int
+    batch_pairs: int = 16
+    beta: float = 0.1
+    nll: float = 0.2
+    optim: OptimConfig
+
+
+class GuardTrainConfig(EpochConfig):
+    """The guard model starts from the base of `sibling`."""
+
+    sibling: str
+
+
+class TokenizerConfig(Section):
+    """Learn `vocab_size` tokens (256 of them special) on a balanced sample, or take the rank file at `path`."""
+
+    path: str | None = None
+    vocab_size: int = 2304
+    merge_digits: bool = False
+    sample_megabytes: float = 1.0
+
+
+class EvalConfig(Section):
+    """Which tasks run; None means all that the corpus offers. `slots` requests decode together."""
+
+    tasks: tuple[str, ...] | None = None
+    slots: int = 64
+
+
+class Recipe(Section):
+    """Everything that decides what a run makes. `corpus` is 'meadow', a path, or 'hf:owner/name'."""
+
+    name: str
+    seed: int = 0
+    corpus: str = "meadow"
+    dialogs: str | None = None
+    preferences: str | None = None
+    meadow: MeadowConfig = MeadowConfig()
+    curate: CurateConfig = CurateConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    flagship: Shape
+    siblings: dict[str, Shape]
+    pretrain: TrainConfig
+    long_context: LongContextConfig
+    anneal: TrainConfig
+    distil: DistilConfig
+    sft: EpochConfig
+    dpo: DpoConfig
+    guard: GuardTrainConfig
+    eval: EvalConfig = EvalConfig()
+    energy: EnergyConfig = EnergyConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    checkpoint_seconds: float = 15.0
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if self.guard.sibling not in self.siblings:
+            raise ValueError(f"guard.sibling {self.guard.sibling!r} is not one of the siblings {list(self.siblings)}")
+        for name in self.siblings:
+            if name == "flagship" or not name.isidentifier():
+                raise ValueError(f"sibling name {name!r}: use a plain word other than 'flagship'")
+        return self
+
+    def model_config_of(self, model: str, *, vocab_size: int, long: bool = True) -> ModelConfig:
+        """Return the full shape of 'flagship' or a sibling; `long` after the long-context stage."""
+        shape = self.flagship if model == "flagship" else self.siblings[model]
+        return ModelConfig(
+            **shape.model_dump(),
+            vocab_size=vocab_size,
+            rope_scaling=self.long_context.rope_scaling if long else None,
+            max_positions=self.long_context.context if long else self.pretrain.context,
+        )
+
+
+def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe by its name in herd/recipes or as a YAML path, with `key=value` overrides. Raises ConfigError."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise ConfigError(f"no recipe {name!r}: name one of {known}, or give a path to a YAML file")
+    return validate(Recipe, load_yaml(path, list(overrides)), where=str(path if path.parent != RECIPES else name))

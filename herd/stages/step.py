@@ -1,0 +1,115 @@
+"""Steps: what `herd raise` runs one after another, and how one is skipped, run and written down."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from herd import __version__
+from herd.base.files import hash_json, hash_tree
+from herd.base.ledger import Record
+from herd.base.progress import Progress
+from herd.base.run import RunFolder
+from herd.stages.recipe import Recipe
+
+if TYPE_CHECKING:
+    from herd.runtime.device import Machine
+    from herd.tokenizer.bpe import Tokenizer
+    from herd.tokenizer.codec import DialogCodec
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step made: facts for the ledger, the paths it wrote, and costs beyond its time."""
+
+    facts: Mapping[str, Any]
+    writes: tuple[str, ...] = ()
+    cost: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every step is given. The machine and the tokenizer are set up when first asked for."""
+
+    recipe: Recipe
+    run: RunFolder
+    progress: Progress
+
+    @cached_property
+    def machine(self) -> "Machine":
+        """The device that the run computes on."""
+        from herd.runtime.device import set_up
+
+        return set_up(self.recipe.runtime)
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        """The run's tokenizer."""
+        from herd.tokenizer.bpe import Tokenizer
+
+        return Tokenizer.load(self.run / "tokenizer")
+
+    @cached_property
+    def codec(self) -> "DialogCodec":
+        """The run's dialog codec."""
+        from herd.tokenizer.codec import DialogCodec, Layout
+
+        return DialogCodec(self.tokenizer, Layout(tool_prompt="compact"))
+
+    def facts(self, step: str) -> Mapping[str, Any]:
+        """Return the facts of an earlier step."""
+        record = self.run.ledger.latest(step)
+        assert record is not None, f"{step} runs before the steps that read it"
+        return record.facts
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: `key` in the ledger, the verb it belongs to, what it reads, and the part of the recipe it obeys."""
+
+    key: str
+    verb: str
+    run: Callable[[Context, str], Outcome]
+    config: Callable[[Recipe], Any]
+    after: tuple[str, ...] = ()
+    reads: Callable[[Recipe], tuple[Path, ...]] = lambda recipe: ()
+
+    def fingerprint(self, context: Context) -> str:
+        """Hash the code version, this step's config and the hashes of everything it reads."""
+        inputs = {key: dict(record.writes) for key in self.after if (record := context.run.ledger.latest(key))}
+        outside = {str(path): hash_tree(path) for path in self.reads(context.recipe) if path.exists()}
+        config = self.config(context.recipe)
+        return hash_json(
+            {"step": self.key, "version": __version__, "config": config, "inputs": inputs, "outside": outside}
+        )
+
+
+def execute(step: Step, context: Context) -> Record:
+    """Run a step, or keep what the ledger says it made already."""
+    ledger, folder = context.run.ledger, context.run
+    fingerprint = step.fingerprint(context)
+    kept = ledger.done(step.key, fingerprint)
+    if kept and all((folder / name).exists() for name in kept.writes):
+        context.progress.stage(step.key, "skipped" if "skipped" in kept.facts else "kept", kept.facts.get("skipped", ""))
+        return kept
+    context.progress.stage(step.key, "running")
+    ledger.append("start", step.key, fingerprint=fingerprint)
+    began = time.perf_counter()
+    outcome = step.run(context, step.key)
+    seconds = time.perf_counter() - began
+    cost = {"seconds": round(seconds, 3), "device_hours": round(seconds / 3600, 7), "devices": 1} | dict(outcome.cost)
+    reads = {
+        name: digest
+        for key in step.after
+        if (record := ledger.latest(key))
+        for name, digest in record.writes.items()
+    }
+    writes = {name: hash_tree(folder / name) for name in outcome.writes}
+    record = ledger.append(
+        "stage", step.key, facts=dict(outcome.facts), cost=cost, reads=reads, writes=writes, fingerprint=fingerprint
+    )
+    skipped = outcome.facts.get("skipped")
+    context.progress.stage(step.key, "skipped" if skipped else "done", skipped or f"{seconds:.0f} s")
+    return record

@@ -1,0 +1,133 @@
+"""What every training stage shares: one call of the loop with its checkpoints, metrics, account and model folder."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from herd.base.files import read_jsonl
+from herd.base.seeds import named_seed
+from herd.model.config import ModelConfig
+from herd.model.transformer import Transformer
+from herd.model.weights import load_model, save_model
+from herd.runtime.power import EnergyMeter
+from herd.stages.step import Context, Outcome
+from herd.train.checkpoint import Checkpoints
+from herd.train.config import OptimConfig
+from herd.train.feed import Feed
+from herd.train.hooks import Metrics, Saver, reporter
+from herd.train.loop import fit
+from herd.train.objective import Objective
+from herd.train.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how: `steps` updates of `accumulate` micro-batches; `about` goes into the ledger's facts."""
+
+    objective: Objective
+    feed: Feed
+    optim: OptimConfig
+    steps: int
+    accumulate: int = 1
+    about: Mapping[str, Any] | None = None
+
+
+def fresh_model(context: Context, config: ModelConfig, name: str) -> Transformer:
+    """Build a model with weights drawn from the recipe's seed and the model's name."""
+    model = Transformer(config)
+    model.initialise(torch.Generator().manual_seed(named_seed(context.recipe.seed, f"weights/{name}")))
+    return model.to(context.machine.device)
+
+
+def trained_model(context: Context, name: str, *, config: ModelConfig | None = None) -> Transformer:
+    """Load a model folder of the run in float32; `config` replaces its shape where only positions differ."""
+    model = load_model(context.run / name, device=context.machine.device)
+    if config is None or config == model.config:
+        return model
+    longer = Transformer(config).to(context.machine.device)
+    longer.load_state_dict(model.state_dict())
+    return longer
+
+
+def train(context: Context, key: str, model: Transformer, plan: Plan, *, output: str) -> Outcome:
+    """Run the loop for ledger step `key`, resuming from its newest checkpoint, and write the folder `output`."""
+    machine, recipe = context.machine, context.recipe
+    energy = EnergyMeter(machine.device)
+    optimizer = Optimizer(model.named_parameters(), plan.optim, steps=plan.steps, dtype=machine.dtype)
+    started = next(r for r in reversed(context.run.ledger.records) if r.kind == "start" and r.step == key)
+    checkpoints = Checkpoints(context.run / f"checkpoints/{key.replace('/', '-')}", owner=started.fingerprint)
+    state = None
+    if newest := checkpoints.latest():
+        state, place = checkpoints.restore(newest, optimizer)
+        plan.feed.restore(place)
+        context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
+    else:
+        torch.manual_seed(named_seed(recipe.seed, f"torch/{key}"))
+    curve = f"metrics/{key.replace('/', '-')}.jsonl"
+    metrics = Metrics(context.run / curve, from_step=state.step if state else 0)
+    saver = Saver(checkpoints, optimizer, plan.feed, metrics, seconds=recipe.checkpoint_seconds, steps=plan.steps)
+    hooks = (metrics, saver, reporter(context.progress, plan.steps))
+    final = fit(
+        model, plan.objective, plan.feed, optimizer, steps=plan.steps, hooks=hooks, state=state, accumulate=plan.accumulate
+    )
+    metrics.flush()
+    save(context, optimizer.weights(), model.config, output)
+    checkpoints.clear()
+    facts = model_facts(model.config, output) | {
+        "steps": plan.steps,
+        "tokens": final.tokens,
+        "loss_first": first_figure(context.run / curve, "loss"),
+        "loss_last": mean_of_last(context.run / curve, "loss", plan.steps),
+        "learning_rate": plan.optim.learning_rate,
+        "curve": curve,
+        **(plan.about or {}),
+    }
+    joules = energy.joules()
+    cost = {
+        "seconds": round(final.seconds, 3),
+        "device_hours": round(final.seconds / 3600, 7),
+        "device": machine.name,
+        "dtype": str(machine.dtype).removeprefix("torch."),
+        "threads": machine.threads,
+        "tokens_per_s": round(final.tokens / final.seconds, 1),
+        "joules_measured": None if joules is None else round(joules, 1),
+    }
+    return Outcome(facts, (output,), cost)
+
+
+def save(context: Context, weights: Mapping[str, Tensor], config: ModelConfig, output: str) -> None:
+    """Write a complete model folder, tokenizer included."""
+    tokenizer = context.tokenizer
+    save_model(
+        weights, config, context.run / output, bos_id=tokenizer.bos_id, eos_ids=list(tokenizer.stop_ids)
+    )
+    tokenizer.save(context.run / output)
+
+
+def model_facts(config: ModelConfig, output: str) -> dict[str, Any]:
+    """Return what the card says of a model's shape."""
+    return {
+        "model": output,
+        "parameters": config.parameters(),
+        "context_length": config.max_positions,
+        "config": config.model_dump(),
+    }
+
+
+def first_figure(path: Path, name: str) -> float:
+    """Return a figure of the first line of a metrics file."""
+    with path.open(encoding="utf-8") as file:
+        return json.loads(file.readline())[name]
+
+
+def mean_of_last(path: Path, name: str, steps: int, share: float = 0.05) -> float:
+    """Return the mean of a figure over the last `share` of a metrics file's steps."""
+    values = [row[name] for row in read_jsonl(path)]
+    last = values[-max(1, math.ceil(steps * share)) :]
+    return round(sum(last) / len(last), 6)

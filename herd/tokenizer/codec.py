@@ -1,0 +1,273 @@
+"""The one dialog codec: a conversation to ids with a loss weight per token, and ids back to the conversation.
+
+    <|begin_of_text|>                                                weight 0, control
+    <|start_header_id|>user<|end_header_id|>\\n\\n  Hello  <|eot_id|>  weight 0; header and eot are control
+    <|start_header_id|>assistant<|end_header_id|>\\n\\n                weight 0, control
+    Hi!  <|eot_id|>                                                  weight 1; eot is control
+    {"name": "f", "parameters": {}}  <|eom_id|>                      weight 1; a call awaits its result
+
+Content is encoded apart from the layout, so no text can become a control token.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from herd.base.errors import DataError
+from herd.base.messages import Dialog, Message, Role, Tool
+from herd.tokenizer import specials
+from herd.tokenizer.bpe import Tokenizer
+from herd.tokenizer.official_reading import read_officially
+from herd.tokenizer.tool_dialects import CallStyle, find_calls, read_tagged, write_calls
+from herd.tokenizer.tool_prompts import Place, ToolPrompt, builtin_line, tool_prompt
+
+Stop = Literal["end_of_turn", "end_of_message", "out_of_tokens"]
+
+_ROLE_NAMES: dict[Role, str] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "ipython",
+}
+_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "ipython": "tool"}
+_AFTER_HEADER = "\n\n"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The choices that the official code and documents leave open.
+
+    calls         how tool calls are written (every dialect is read)
+    tool_prompt   'full': the official wording; 'compact': one line a tool, for small contexts; 'none'
+    tools_in      which message tells of the tools: the first user message, or the system message
+    python_tag    'code': <|python_tag|> before code only, as the official code does; 'calls': before every
+                  call, as the official documents show. It always stands between text and calls of a message
+    call_end      how a message with calls ends: the 3.1 documents use eom where an environment answers
+    dates         knowledge cut-off and today's date for the system message; none unless given
+    reading       'exact' loses nothing; 'official' reads as the official decoder does
+    """
+
+    calls: CallStyle = field(default_factory=CallStyle)
+    tool_prompt: ToolPrompt = "full"
+    tools_in: Place = "user"
+    python_tag: Literal["code", "calls"] = "code"
+    call_end: Literal["eom", "eot"] = "eom"
+    dates: tuple[str, str] | None = None
+    reading: Literal["exact", "official"] = "exact"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One dialog as ids. All three lists have the same length.
+
+    weights are loss weights; control marks special and header tokens, which preference training masks
+    (section 4.1.4).
+    """
+
+    ids: list[int]
+    weights: list[float]
+    control: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """An assistant's output: the message, how it stopped, and why text that began like a call is not one."""
+
+    message: Message
+    stop: Stop
+    reason: str | None = None
+
+
+class DialogCodec:
+    """Conversation to ids and back, in the Llama 3.1 format."""
+
+    def __init__(self, tokenizer: Tokenizer, layout: Layout | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.layout = layout or Layout()
+        self._start, self._end = (
+            tokenizer.special_ids[name] for name in (specials.START_HEADER, specials.END_HEADER)
+        )
+        self._headers: dict[Role, list[int]] = {
+            role: [self._start, *tokenizer.encode(name), self._end, *tokenizer.encode(_AFTER_HEADER)]
+            for role, name in _ROLE_NAMES.items()
+        }
+
+    def encode(self, dialog: Dialog) -> Encoded:
+        """Return the dialog as a training example: begin_of_text, then every message with its end token.
+
+        Weight 1 on what an assistant writes, its end token included, 0 elsewhere; `Message.weight` overrides.
+        Raises DataError.
+        """
+        out = Encoded([], [], [])
+        _add(out, [self.tokenizer.bos_id], 0.0, control=True)
+        for message in self._laid_out(dialog):
+            _add(out, self._headers[message.role], 0.0, control=True)
+            weight = message.weight if message.weight is not None else float(message.role == "assistant")
+            for ids, control in self._body(message):
+                _add(out, ids, weight, control=control)
+        return out
+
+    def prompt(self, dialog: Dialog) -> list[int]:
+        """Return the ids of the dialog and an open assistant header to go on from. Raises DataError."""
+        return [*self.encode(dialog).ids, *self._headers["assistant"]]
+
+    def parse(self, output: Sequence[int] | str, *, tools: Iterable[Tool] = ()) -> Message:
+        """Return an assistant's output as a message. See `read`."""
+        return self.read(output, tools=tools).message
+
+    def read(self, output: Sequence[int] | str, *, tools: Iterable[Tool] = ()) -> Parsed:
+        """Read an assistant's output, ids or text, with or without its header and end token.
+
+        With `tools`, only calls of those are calls, and text may stand before them. In text, the names of
+        special tokens count as the tokens. Never raises on content.
+        """
+        if self.layout.reading == "official":
+            text = output if isinstance(output, str) else self.tokenizer.decode(output)
+            before, tagged, stop = _take_text_apart(text.strip(" "))
+            if before and tagged is not None:  # the official decoder sees the tag only at the start
+                before, tagged = before + specials.PYTHON_TAG + tagged, None
+            found = read_officially(before if tagged is None else tagged, tagged=tagged is not None)
+        else:
+            before, tagged, stop = self._take_apart(output)
+            names = [tool.name for tool in tools]
+            found = find_calls(before, names) if tagged is None else read_tagged(before, tagged, names)
+        return Parsed(Message("assistant", found.content, found.calls), stop, found.reason)
+
+    def decode(self, ids: Sequence[int], *, tools: Sequence[Tool] = ()) -> Dialog:
+        """Return the dialog that `encode` gave these ids for; `tools` are those it had. Raises DataError.
+
+        Weights, identifiers and an empty system message are not in the ids.
+        """
+        messages: list[Message] = []
+        at = 1 if len(ids) and ids[0] == self.tokenizer.bos_id else 0
+        ends = set(self.tokenizer.stop_ids)
+        while at < len(ids):
+            if ids[at] != self._start:
+                raise DataError(f"no message header at token {at}: found id {ids[at]}")
+            stop = next((i for i in range(at, len(ids)) if ids[i] in ends), len(ids))
+            messages.append(self._message(ids[at : min(stop + 1, len(ids))], tools))
+            at = stop + 1
+        return Dialog(tuple(self._without_prompts(messages, tools)), tuple(tools))
+
+    def _laid_out(self, dialog: Dialog) -> list[Message]:
+        """Return the messages with the system lines and the tool prompt worked in."""
+        messages = list(dialog.messages)
+        opening = self._system_opening(dialog.tools)
+        if opening:
+            if not messages or messages[0].role != "system":
+                messages.insert(0, Message("system", ""))
+            first = messages[0]
+            content = f"{opening}\n\n{first.content}" if first.content else opening
+            messages[0] = Message("system", content, first.tool_calls, first.weight)
+        told = self._user_opening(dialog.tools)
+        if told:
+            i = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+            if i is None:
+                raise DataError(
+                    f"dialog {dialog.id!r} has tools but no user message for them: use tools_in='system'"
+                )
+            messages[i] = Message("user", f"{told}\n\n{messages[i].content}", (), messages[i].weight)
+        return messages
+
+    def _system_opening(self, tools: Sequence[Tool]) -> str:
+        layout, lines = self.layout, []
+        if tools and layout.tool_prompt == "full":
+            lines = ["Environment: ipython", *filter(None, [builtin_line(tools)])]
+        if layout.dates:
+            lines += [f"Cutting Knowledge Date: {layout.dates[0]}", f"Today Date: {layout.dates[1]}"]
+        told = self._told(tools) if layout.tools_in == "system" else ""
+        return "\n\n".join(filter(None, ["\n".join(lines), told]))
+
+    def _user_opening(self, tools: Sequence[Tool]) -> str:
+        return self._told(tools) if self.layout.tools_in == "user" else ""
+
+    def _told(self, tools: Sequence[Tool]) -> str:
+        layout = self.layout
+        return tool_prompt(
+            tools, style=layout.tool_prompt, dialect=layout.calls.dialect, place=layout.tools_in
+        )
+
+    def _without_prompts(self, messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
+        """Undo `_laid_out`."""
+        opening, told = self._system_opening(tools), self._user_opening(tools)
+        if opening and messages and messages[0].role == "system":
+            if messages[0].content == opening:
+                messages = messages[1:]
+            else:
+                content = messages[0].content.removeprefix(f"{opening}\n\n")
+                messages = [Message("system", content), *messages[1:]]
+        if told:
+            i = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+            if i is not None:
+                messages[i] = Message("user", messages[i].content.removeprefix(f"{told}\n\n"))
+        return messages
+
+    def _body(self, message: Message) -> list[tuple[list[int], bool]]:
+        """Return a message's content and end token in parts, each with whether it is control."""
+        end = self.tokenizer.eot_id
+        parts = [(self.tokenizer.encode(message.content), False)]
+        if message.tool_calls:
+            if message.role != "assistant":
+                raise DataError(f"only an assistant can call tools, not role {message.role!r}")
+            text, is_code = write_calls(message.tool_calls, self.layout.calls)
+            if is_code or message.content or self.layout.python_tag == "calls":
+                parts.append(([self.tokenizer.python_tag_id], True))
+            parts.append((self.tokenizer.encode(text), False))
+            if self.layout.call_end == "eom":
+                end = self.tokenizer.eom_id
+        return [*parts, ([end], True)]
+
+    def _message(self, ids: Sequence[int], tools: Sequence[Tool]) -> Message:
+        """Read one message: header, content and, where not cut short, its end token."""
+        end = next((i for i, token in enumerate(ids) if token == self._end), None)
+        name = self.tokenizer.decode(ids[1:end]) if end is not None else ""
+        if end is None or name not in _ROLES:
+            raise DataError(
+                f"message header {self.tokenizer.decode(ids[:8])!r} is not one of {', '.join(_ROLES)}"
+            )
+        role = _ROLES[name]
+        if role == "assistant":
+            return self.parse(ids, tools=tools)
+        body = ids[end + 1 : -1] if ids[-1] in self.tokenizer.stop_ids else ids[end + 1 :]
+        return Message(role, self.tokenizer.decode(body).removeprefix(_AFTER_HEADER))
+
+    def _take_apart(self, output: Sequence[int] | str) -> tuple[str, str | None, Stop]:
+        """Return text before <|python_tag|>, text after it (None without one), and how the output stopped."""
+        if isinstance(output, str):
+            return _take_text_apart(output)
+        ids, tokenizer = list(output), self.tokenizer
+        header = bool(ids) and ids[0] == self._start and self._end in ids
+        if header:
+            ids = ids[ids.index(self._end) + 1 :]
+        end = next((i for i, token in enumerate(ids) if token in tokenizer.stop_ids), None)
+        stop: Stop = "out_of_tokens" if end is None else stop_of(tokenizer, ids[end])
+        ids = ids[:end]
+        tag = ids.index(tokenizer.python_tag_id) if tokenizer.python_tag_id in ids else None
+        before = tokenizer.decode(ids[:tag])
+        after = None if tag is None else tokenizer.decode(ids[tag + 1 :])
+        return (before.removeprefix(_AFTER_HEADER) if header else before), after, stop
+
+
+def stop_of(tokenizer: Tokenizer, token_id: int) -> Stop:
+    """Return how an output stopped, by its last id."""
+    return "end_of_message" if token_id == tokenizer.eom_id else "end_of_turn"
+
+
+def _take_text_apart(text: str) -> tuple[str, str | None, Stop]:
+    text = text.removeprefix(f"{specials.START_HEADER}assistant{specials.END_HEADER}{_AFTER_HEADER}")
+    stop: Stop = "out_of_tokens"
+    for name in specials.STOP_TOKENS:
+        if text.endswith(name):
+            text, stop = text.removesuffix(name), "end_of_message" if name == specials.EOM else "end_of_turn"
+            break
+    before, tag, after = text.partition(specials.PYTHON_TAG)
+    return before, after if tag else None, stop
+
+
+def _add(out: Encoded, ids: list[int], weight: float, *, control: bool) -> None:
+    out.ids.extend(ids)
+    out.weights.extend([weight] * len(ids))
+    out.control.extend([control] * len(ids))

@@ -1,0 +1,1 @@
+"""Floor 6: batches, feeds, objectives and the one training loop."""

@@ -1,0 +1,150 @@
+"""Feeds: endless streams of batches that are a pure function of (seed, step), so resuming is exact.
+
+A feed walks epochs. The rows of an epoch are planned at once from the seed: which documents, in what order,
+packed how; `state()` is the epoch and the row, and nothing else.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from herd.base.errors import DataError
+from herd.base.seeds import named_seed
+from herd.tokenizer.shards import TokenShards
+from herd.train.batch import Batch, Example, collate, pack
+
+
+class Feed(Protocol):
+    """What the loop draws from."""
+
+    def __next__(self) -> Batch: ...
+
+    def state(self) -> dict[str, Any]:
+        """Return plain data; `restore` with it makes the next batch the very next one."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Source(Protocol):
+    """Documents by index. `lengths` counts ids per document; none longer than a row plus one."""
+
+    lengths: np.ndarray
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the document indices of one epoch, shuffled; a document may appear never or many times."""
+        ...
+
+    def example(self, index: int) -> Example: ...
+
+
+class PackedFeed:
+    """Batches of packed documents from any source, epoch after epoch."""
+
+    def __init__(self, source: Source, *, rows: int, row_length: int, pad_id: int, seed: int) -> None:
+        self.source, self.rows, self.row_length, self.pad_id, self.seed = source, rows, row_length, pad_id, seed
+        self._epoch, self._row = 0, 0
+        self._plan = self._plan_epoch(0)
+        if not self._plan:
+            raise DataError("there is no document to train on: the corpus is smaller than one row")
+
+    def _plan_epoch(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng(named_seed(self.seed, f"epoch/{epoch}"))
+        drawn = self.source.draw(rng)
+        rows = pack(self.source.lengths[drawn], self.row_length)
+        order = rng.permutation(len(rows))
+        return [[int(drawn[i]) for i in rows[row]] for row in order]
+
+    def __next__(self) -> Batch:
+        picked: list[list[Example]] = []
+        while len(picked) < self.rows:
+            if self._row == len(self._plan):
+                self._epoch, self._row = self._epoch + 1, 0
+                self._plan = self._plan_epoch(self._epoch)
+            picked.append([self.source.example(i) for i in self._plan[self._row]])
+            self._row += 1
+        return collate(picked, row_length=self.row_length, pad_id=self.pad_id)
+
+    def state(self) -> dict[str, Any]:
+        """Return where the next row is taken from."""
+        return {"epoch": self._epoch, "row": self._row}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved place."""
+        self._epoch, self._row = int(state["epoch"]), int(state["row"])
+        self._plan = self._plan_epoch(self._epoch)
+
+
+class ShardSource:
+    """Token shards cut into pieces that fit a row, drawn as often as `repeats` says of their language and kind.
+
+    A repeat of 2.5 takes each document twice and half of them a third time. `teacher` holds cached top-k ids and
+    log-probabilities per token of the shards.
+    """
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        *,
+        row_length: int,
+        repeats: Mapping[str, float] | None = None,
+        teacher: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        self.shards, self.teacher = shards, teacher
+        self.starts, self.lengths, keys = cut(shards, row_length)
+        # a document's repeat is the product over its key, such as that of its language and of its kind
+        table = np.array([math.prod((repeats or {}).get(part, 1.0) for part in key) for key in shards.keys])
+        self._repeats = table[keys] if len(keys) else np.zeros(0)
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Return piece indices in random order."""
+        whole = np.floor(self._repeats).astype(np.int64)
+        times = whole + (rng.random(len(whole)) < self._repeats - whole)
+        return rng.permutation(np.repeat(np.arange(len(times)), times))
+
+    def example(self, index: int) -> Example:
+        """Return one piece."""
+        start, length = int(self.starts[index]), int(self.lengths[index])
+        ids = np.asarray(self.shards.tokens[start : start + length])
+        if self.teacher is None:
+            return Example(ids)
+        top_ids, top_logprobs = (np.asarray(array[start : start + length]) for array in self.teacher)
+        return Example(ids, teacher=(top_ids, top_logprobs))
+
+
+def cut(shards: TokenShards, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return start, length and key of each piece: documents of over row_length + 1 ids are cut, one id overlapping."""
+    starts, lengths, keys = [], [], []
+    offsets = np.asarray(shards.offsets)
+    for document in range(shards.n_documents):
+        start, end = int(offsets[document]), int(offsets[document + 1])
+        while end - start >= 2:
+            length = min(end - start, row_length + 1)
+            starts.append(start)
+            lengths.append(length)
+            keys.append(int(shards.key_of[document]))
+            start += length - 1
+    return np.array(starts, np.int64), np.array(lengths, np.int64), np.array(keys, np.int64)
+
+
+class ExampleSource:
+    """Examples in memory, such as encoded dialogs; longer ones than a row lose their tail."""
+
+    def __init__(self, examples: Sequence[Example], *, row_length: int) -> None:
+        self._examples = [_shorten(example, row_length + 1) for example in examples]
+        self.lengths = np.array([len(example.ids) for example in self._examples], np.int64)
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Return every example once, shuffled."""
+        return rng.permutation(len(self._examples))
+
+    def example(self, index: int) -> Example:
+        """Return one example."""
+        return self._examples[index]
+
+
+def _shorten(example: Example, length: int) -> Example:
+    weights = None if example.weights is None else example.weights[:length]
+    return Example(example.ids[:length], weights)

@@ -1,0 +1,65 @@
+"""Objectives: what a batch's loss is. A loss is a sum with a weight, never a mean: the loop divides once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from herd.model.transformer import Transformer
+from herd.train.batch import Batch
+from herd.train.crossentropy import cross_entropy
+
+# more scores than this are computed in pieces and recomputed in the backward pass (256 MiB in float32)
+_MOST_SCORES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A summed loss, the weight it is to be divided by, and further sums to be divided by the same weight."""
+
+    total: Tensor
+    weight: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What the loop asks of a training method."""
+
+    def loss(self, model: Transformer, batch: Batch) -> Loss: ...
+
+
+class NextToken:
+    """Cross-entropy of the next token, weighted: pretraining (all weights 1) and SFT (1 on the assistant's tokens)."""
+
+    def loss(self, model: Transformer, batch: Batch) -> Loss:
+        """Return the weighted sum of -log p(target) in nats."""
+        hidden, targets, weights = carried(model, batch)
+        total = over_rows(
+            lambda h, t, w: cross_entropy(model.logits(h), t, w)[0],
+            (hidden, targets, weights),
+            width=model.config.vocab_size,
+        )
+        return Loss(total, weights.sum())
+
+
+def carried(model: Transformer, batch: Batch, *more: Tensor) -> tuple[Tensor, ...]:
+    """Run the model; return hidden states [n, e], targets [n], weights [n] and `more` where there is a loss."""
+    hidden = model(batch.tokens, positions=batch.positions, documents=batch.documents)
+    rows = tuple(tensor.flatten(0, 1) for tensor in (hidden, batch.targets, batch.weights, *more))
+    chosen = rows[2] != 0
+    if bool(chosen.all()):
+        return rows
+    places = chosen.nonzero().squeeze(1)
+    return tuple(tensor[places] for tensor in rows)
+
+
+def over_rows(function: Callable[..., Tensor], rows: tuple[Tensor, ...], *, width: int) -> Tensor:
+    """Sum `function(*rows)` over pieces of the rows, small enough that `width` scores a row fit in memory."""
+    most = max(1, _MOST_SCORES // width)
+    if rows[0].shape[0] <= most:
+        return function(*rows)
+    pieces = zip(*(tensor.split(most) for tensor in rows), strict=True)
+    return torch.stack([checkpoint(function, *piece, use_reentrant=False) for piece in pieces]).sum()
