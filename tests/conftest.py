@@ -14,3 +14,11 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the real-data folder ../shared/data is not beside this checkout")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Keep sums in one order, and parallel test processes out of each other's way."""
+    import torch
+
+    torch.set_num_threads(1)

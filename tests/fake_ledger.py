@@ -122,34 +122,48 @@ def curation() -> dict[str, Any]:
 def fake_ledger() -> list[Record]:
     """Return the ledger of a whole imagined run."""
     fake = Fake()
-    fake.add("start", "run", facts={"command": "herd raise meadow", "version": "0.1.0"})
+    fake.add("start", "curate")
     fake.stage("curate", curation(), seconds=9)
     fertility = {code: {"characters_per_token": 3.1, "bytes_per_token": 3.9} for code in CODES}
     fake.stage(
         "tokenizer",
-        {"n_vocab": 2256, "fertility": fertility, "tokens": 2_100_000, "learned": True},
+        {
+            "n_vocab": 2256,
+            "fertility": fertility,
+            "tokens": 2_100_000,
+            "learned": True,
+            "herd_version": "0.1.0",
+        },
         seconds=4,
     )
-    fake.train("pretrain", "flagship/base", tokens=4_194_304, seconds=180)
-    fake.train("long-context", "flagship/base", tokens=524_288, seconds=25)
+    fake.train("pretrain", "flagship/pretrain", tokens=4_194_304, seconds=180)
+    fake.train("long-context", "flagship/long", tokens=524_288, seconds=25)
     fake.train("anneal", "flagship/base", tokens=524_288, seconds=24)
+    fake.stage("teacher", {"model": "flagship/base", "tokens": 999_999, "top_k": 16}, seconds=20)
     for name in ("small", "tiny"):
         fake.train(f"distil/{name}", f"siblings/{name}/base", tokens=1_048_576, seconds=40, config=SMALL)
         fake.train(f"alone/{name}", f"siblings/{name}/alone", tokens=1_048_576, seconds=30, config=SMALL)
-    fake.train("sft/flagship", "flagship/instruct", tokens=400_000, seconds=30)
+    fake.train("sft/flagship", "flagship/sft", tokens=400_000, seconds=30)
     fake.train("dpo/flagship", "flagship/instruct", tokens=90_000, seconds=12)
     fake.train("sft/small", "siblings/small/instruct", tokens=400_000, seconds=15, config=SMALL)
     fake.train("guard", "guard", tokens=300_000, seconds=14, config=SMALL)
     _scores(fake)
-    fake.stage("eval", {"items": 1000}, seconds=60)
+    for model in ("flagship/base", "flagship/instruct"):
+        fake.stage(f"eval/{model}", {"model": model, "scores": 9}, seconds=30)
+    fake.stage("eval/siblings/tiny/instruct", {"skipped": "this model was not made"}, seconds=0)
     return fake.records
 
 
 def _scores(fake: Fake) -> None:
     models = {
-        "flagship/base": 0.86, "flagship/instruct": 0.81, "siblings/small/base": 0.72,
-        "siblings/small/alone": 0.66, "siblings/small/instruct": 0.7, "siblings/tiny/base": 0.51, "siblings/tiny/alone": 0.47,
-    }  # fmt: skip
+        "flagship/base": 0.86,
+        "flagship/instruct": 0.81,
+        "siblings/small/base": 0.72,
+        "siblings/small/alone": 0.66,
+        "siblings/small/instruct": 0.7,
+        "siblings/tiny/base": 0.51,
+        "siblings/tiny/alone": 0.47,
+    }
     grid = [f"{length}|{depth}" for length in (300, 900, 2500) for depth in (0, 0.25, 0.5, 0.75, 1)]
     for model, level in models.items():
         fake.score("knowledge", model, level, chance=0.25, by={"lang": parts(CODES, level)})

@@ -163,11 +163,51 @@ def test_what_has_no_record_is_not_measured_and_a_skipped_task_says_why(card: Ca
     assert "a base model has no \\<tool\\> dialect: tool use (under flagship base" in to_markdown(card)
 
 
+def test_a_model_that_was_not_made_says_so_where_it_has_no_score(records: list[Record]) -> None:
+    figure = Book(records, recipe={}, curves={}).score("knowledge", "siblings/tiny/instruct")
+    assert (figure.value, figure.note) == (None, "this model was not made")
+
+
+def test_training_tokens_are_those_of_the_steps_that_made_the_model(card: Card) -> None:
+    rows = table(card, "The family")
+    assert list(rows) == ["flagship", "small", "tiny", "guard"]
+    assert rows["flagship"]["Training tokens"].value == 4_194_304 + 2 * 524_288
+    assert rows["small"]["Training tokens"].value == 1_048_576
+    assert rows["flagship"]["Context length"].value == 1024
+
+
+def test_both_shapes_of_the_curation_report_are_read(records: list[Record], card: Card) -> None:
+    facts = next(r for r in records if r.step == "curate" and r.kind == "stage").facts
+    kept = {"documents": facts["documents"], "bytes": facts["bytes"]}
+    nested = {
+        c: {"kept": row, "heldout": {"documents": 9, "bytes": 12_000}}
+        for c, row in facts["languages"].items()
+    }
+    dropped = {key: facts[key] for key in ("rules", "newest_date", "sources")}
+    changed = dropped | {"kept": kept, "languages": nested, "undated": {"documents": 122, "share": 0.005}}
+    other = [
+        dataclasses.replace(r, facts=changed) if (r.kind, r.step) == ("stage", "curate") else r
+        for r in records
+    ]
+    recipe = RECIPE | {"curate": {"cutoff": "2026-06-30"}}
+    section = next(s for s in build(other, recipe=recipe, curves={}).sections if s.key == "data")
+    mine = [(where, figure.value) for where, figure in Card("", (), (section,)).figures()]
+    section = next(s for s in card.sections if s.key == "data")
+    assert mine == [(where, figure.value) for where, figure in Card("", (), (section,)).figures()]
+
+
+def test_writing_the_card_changes_no_card(records: list[Record], card: Card) -> None:
+    written = Record("r0999", "stage", "card", facts={"figures": 1}, cost={"device_hours": 9.0})
+    started = Record("r0998", "start", "card")
+    again = build([*records, started, written], recipe=RECIPE, curves=fake_curves())
+    assert to_markdown(again) == to_markdown(card)
+
+
 def test_an_empty_ledger_gives_a_card_of_not_measured() -> None:
     card = build([], recipe={}, curves={})
     measured = [figure for where, figure in card.figures() if figure.value is not None]
     assert {figure.how or figure.path[0] for figure in measured} <= {
-        "number of start records", "hash of the resolved recipe", "energy",
+        "hash of the resolved recipe", "energy",
     }  # fmt: skip
     assert "not measured" in to_markdown(card)
     assert to_html(card).count("<section") == len(card.sections)
@@ -213,13 +253,11 @@ HOSTILE = "a|b `c` [d](javascript:x) <script>alert(1)</script> {documents} *e* \
 
 
 def test_hostile_names_stay_words(records: list[Record]) -> None:
-    curate = next(r for r in records if r.step == "curate").facts
     rules = {HOSTILE: {"dropped": 1, "bytes": 2, "examples": [HOSTILE]}}
     changed = tamper(records, "curate", sources={HOSTILE: {"documents": 3, "license": HOSTILE}}, rules=rules)
     recipe = RECIPE | {"name": HOSTILE, "energy": {"source": HOSTILE}, "mixture": {HOSTILE: 1}}
     card = build(changed, recipe=recipe, curves={HOSTILE: fake_curves()["guard"]})
     markdown, html = to_markdown(card), to_html(card)
-    assert curate["documents"] == 24_310
     assert "<script" not in html
     assert 'href="javascript' not in html
     rows = [line for line in markdown.splitlines() if line.startswith("|")]

@@ -55,7 +55,12 @@ class Preference:
         preference = -F.logsigmoid(margins).sum()
         chosen, weights = logprobs[:pairs], batch.weights[:pairs]
         nll = -((chosen * weights).sum(1) / weights.sum(1).clamp_min(1)).sum()
-        metrics = {"preference": preference, "nll": nll, "margin": margins.sum(), "accuracy": (margins > 0).sum()}
+        metrics = {
+            "preference": preference,
+            "nll": nll,
+            "margin": margins.sum(),
+            "accuracy": (margins > 0).sum(),
+        }
         return Loss(preference + self.nll * nll, torch.tensor(float(pairs), device=margins.device), metrics)
 
 
@@ -72,9 +77,7 @@ def answer_logprobs(model: Transformer, batch: Batch) -> Tensor:
 class PairFeed:
     """Batches of preference pairs, epoch after epoch, each row padded to the longest of its batch."""
 
-    def __init__(
-        self, pairs: Sequence[Pair], *, batch_pairs: int, row_length: int, pad_id: int, seed: int
-    ) -> None:
+    def __init__(self, pairs: Sequence[Pair], *, batch_pairs: int, row_length: int, pad_id: int, seed: int) -> None:
         most = row_length + 1
         self._pairs = [p for p in pairs if len(p.chosen.ids) <= most and len(p.rejected.ids) <= most]
         self._batch, self._pad_id, self._seed = min(batch_pairs, len(self._pairs)), pad_id, seed

@@ -26,7 +26,7 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML file, apply `a.b=value` overrides and resolve interpolations. Raises ConfigError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError, safe_load
+    from yaml import YAMLError
 
     try:
         tree = OmegaConf.create(path.read_text(encoding="utf-8"))
@@ -39,8 +39,18 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if not sign or not key:
             raise ConfigError(f"override {override!r} is not of the form key=value")
         try:
-            OmegaConf.update(tree, key, safe_load(value), force_add=True)
-        except (YAMLError, OmegaConfBaseException, ValueError, IndexError, AttributeError, TypeError) as error:
+            # read as a value of the file would be: plain YAML 1.1 takes 1e6 for text
+            read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+            assert isinstance(read, dict)
+            OmegaConf.update(tree, key, read["value"], force_add=True)
+        except (
+            YAMLError,
+            OmegaConfBaseException,
+            ValueError,
+            IndexError,
+            AttributeError,
+            TypeError,
+        ) as error:
             raise ConfigError(f"override {override!r} can't be applied ({_one_line(error)})") from None
     try:
         resolved = OmegaConf.to_container(tree, resolve=True)

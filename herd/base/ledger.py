@@ -77,15 +77,14 @@ class Ledger:
 
 
 def _read(path: Path) -> Iterator[Record]:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    # what stands behind the last newline was cut by a crash, even where it happens to be whole
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
             yield Record(**json.loads(line))
         except (json.JSONDecodeError, TypeError) as error:
-            if number == len(lines):  # no newline behind it: the write was cut by a crash
-                return
             raise RunError(f"{path}: line {number} is not a ledger record ({error}); restore it from a copy") from None
 
 

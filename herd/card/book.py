@@ -34,9 +34,7 @@ class Book:
         self.score_records: dict[str, Record] = {r.step: r for r in records if r.kind == "score"}
         newest = {r.id for r in (*self.stages.values(), *self.score_records.values())}
         self.replaced: tuple[Record, ...] = tuple(r for r in records if r.id not in newest)
-        self._scores = {
-            (str(r.facts.get("task")), str(r.facts.get("model"))): r for r in self.score_records.values()
-        }
+        self._scores = {(str(r.facts.get("task")), str(r.facts.get("model"))): r for r in self.score_records.values()}
 
     def figure(self, record: Record | None, *path: str, unit: str = "number", note: str = "") -> Figure:
         """Return the figure at `path` ('facts' or 'cost' first) of a record; its value is None if absent."""
@@ -48,9 +46,7 @@ class Book:
             return Figure(None, unit, sources=(record.id,), note=str(skipped or note))
         return Figure(value, unit, sources=(record.id,), path=path)
 
-    def first(
-        self, record: Record | None, *paths: tuple[str, ...], unit: str = "number", note: str = ""
-    ) -> Figure:
+    def first(self, record: Record | None, *paths: tuple[str, ...], unit: str = "number", note: str = "") -> Figure:
         """Return the figure at the first of several paths that holds one."""
         figures = [self.figure(record, *path, unit=unit, note=note) for path in paths]
         return next((figure for figure in figures if figure.value is not None), figures[0])

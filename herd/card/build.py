@@ -42,7 +42,5 @@ def build(
     ]
     card = Card(title(book), tiles(book), tuple(sections))
     cited = {source for _, figure in card.figures() for source in figure.sources}
-    cited |= {
-        s for part in sections for block in part.blocks if isinstance(block, Chart) for s in block.sources
-    }
+    cited |= {s for part in sections for block in part.blocks if isinstance(block, Chart) for s in block.sources}
     return Card(card.title, card.tiles, (*sections, evidence(book, cited - {RECIPE})))

@@ -27,9 +27,7 @@ def to_html(card: Card) -> str:
     except ImportError as error:
         raise HerdError(_MISSING) from error
     files = resources.files("herd.card")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files / "card.html").read_text(encoding="utf-8"))
     writer = _Writer(card)
     return template.render(

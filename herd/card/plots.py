@@ -213,9 +213,7 @@ def _shade(value: float) -> str:
 def _line(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
     """Return (tokens, loss) pairs, thinned to at most POINTS by averaging equal stretches."""
     key = "tokens" if rows and "tokens" in rows[0] else "step"
-    pairs = [
-        (float(r[key]), float(r["loss"])) for r in rows if _finite(r.get(key)) and _finite(r.get("loss"))
-    ]
+    pairs = [(float(r[key]), float(r["loss"])) for r in rows if _finite(r.get(key)) and _finite(r.get("loss"))]
     stretch = max(1, math.ceil(len(pairs) / POINTS))
     groups = [pairs[i : i + stretch] for i in range(0, len(pairs), stretch)]
     return [(g[-1][0], round(sum(y for _, y in g) / len(g), 5)) for g in groups]
@@ -227,8 +225,6 @@ def _finite(value: Any) -> bool:
 
 def _sparkline(values: Sequence[float], width: int = 24) -> str:
     stretch = max(1, math.ceil(len(values) / width))
-    means = [
-        sum(values[i : i + stretch]) / len(values[i : i + stretch]) for i in range(0, len(values), stretch)
-    ]
+    means = [sum(values[i : i + stretch]) / len(values[i : i + stretch]) for i in range(0, len(values), stretch)]
     low, span = min(means), (max(means) - min(means)) or 1.0
     return "".join(SPARKS[round((v - low) / span * (len(SPARKS) - 1))] for v in means)

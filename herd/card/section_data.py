@@ -42,15 +42,8 @@ def _overview(book: Book, curate: Record) -> Prose:
         "not proven for these."
     )
     undated = book.first(curate, ("facts", "undated"), ("facts", "undated", "documents"), unit="count")
-    share = Figure(None, "share")
-    if (
-        isinstance(undated.value, (int, float))
-        and isinstance(documents.value, (int, float))
-        and documents.value
-    ):
-        share = Figure(
-            undated.value / documents.value, "share", sources=(curate.id,), how="undated / documents"
-        )
+    whole = documents(book)
+    share = _share(undated, whole, how="undated / documents")
     figures = {
         "documents": whole,
         "bytes": _bytes(book, curate),
@@ -64,6 +57,12 @@ def _overview(book: Book, curate: Record) -> Prose:
 
 def _bytes(book: Book, curate: Record) -> Figure:
     return book.first(curate, ("facts", "bytes"), ("facts", "kept", "bytes"), unit="bytes")
+
+
+def _share(part: Figure, whole: Figure, *, how: str) -> Figure:
+    if isinstance(part.value, (int, float)) and isinstance(whole.value, (int, float)) and whole.value:
+        return Figure(part.value / whole.value, "share", sources=whole.sources, how=how)
+    return Figure(None, "share")
 
 
 def _proof(newest: Figure, cutoff: Figure) -> str:
@@ -82,9 +81,7 @@ def _sources(book: Book, curate: Record) -> Table:
             (
                 str(name),
                 book.figure(curate, "facts", "sources", name, "documents", unit="count"),
-                book.figure(
-                    curate, "facts", "sources", name, "license", unit="text", note="no licence stated"
-                ),
+                book.figure(curate, "facts", "sources", name, "license", unit="text", note="no licence stated"),
             )
         )
     return Table("Sources", ("Source", "Documents", "Licence"), tuple(rows))
@@ -97,9 +94,7 @@ def _languages(book: Book, curate: Record) -> Table:
         at = ("facts", "languages", code)
         size = book.first(curate, (*at, "bytes"), (*at, "kept", "bytes"), unit="bytes")
         whole = _bytes(book, curate)
-        share = Figure(None, "share")
-        if isinstance(size.value, (int, float)) and isinstance(whole.value, (int, float)) and whole.value:
-            share = Figure(size.value / whole.value, "share", sources=(curate.id,), how="bytes / all bytes")
+        share = _share(size, whole, how="bytes / all bytes")
         rows.append(
             (
                 LANGUAGES[code].name if code in LANGUAGES else code,
@@ -179,9 +174,7 @@ def _mixture(book: Book) -> Iterator[Block]:
         rows.append(
             (
                 name,
-                Figure(
-                    weight / whole, "share", sources=(source,), how=f"mixture weight {weight:g} / {whole:g}"
-                ),
+                Figure(weight / whole, "share", sources=(source,), how=f"mixture weight {weight:g} / {whole:g}"),
             )
         )
     yield Table("Mixture of the pretraining stage", ("Part", "Share of tokens"), tuple(rows))

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from herd.base.ledger import Record
 from herd.card.book import RECIPE, Book
 from herd.card.document import Code, Prose, Section, Table
 from herd.card.figures import Figure
@@ -53,8 +52,7 @@ def evidence(book: Book, cited: Iterable[str]) -> Section:
     records = [r for r in book.records if r.id in wanted]
     rows = [(RECIPE, "recipe", "", book.recipe_hash[:HASH], "", "recipe.yaml")]
     rows += [
-        (r.id, f"{r.kind} {r.step}", r.time, r.fingerprint[:HASH], _files(r.reads), _files(r.writes))
-        for r in records
+        (r.id, f"{r.kind} {r.step}", r.time, r.fingerprint[:HASH], _files(r.reads), _files(r.writes)) for r in records
     ]
     text = (
         "One row a ledger record (`ledger.jsonl` in the run folder). Fingerprint: configuration, code "
@@ -63,9 +61,7 @@ def evidence(book: Book, cited: Iterable[str]) -> Section:
     )
     header = ("Record", "Step", "Time", "Fingerprint", "Read", "Wrote")
     anchors = (RECIPE, *(anchor(r.id) for r in records))
-    return Section(
-        "evidence", "Evidence", (Prose(text), Table("Ledger records", header, tuple(rows), anchors))
-    )
+    return Section("evidence", "Evidence", (Prose(text), Table("Ledger records", header, tuple(rows), anchors)))
 
 
 def anchor(record_id: str) -> str:

@@ -132,12 +132,7 @@ def documents(book: Book) -> Figure:
 
 def training_tokens(book: Book, *steps: str) -> Figure:
     """Return the tokens trained on in these steps together, repeated ones included."""
-    return total(
-        [r for r in book.trained().get(model, ()) if "skipped" not in r.facts],
-        "facts",
-        "tokens",
-        unit="amount",
-    )
+    return total(book.made(*steps), "facts", "tokens", unit="amount")
 
 
 def total(records: Sequence[Record], *path: str, unit: str) -> Figure:
@@ -156,7 +151,8 @@ def total(records: Sequence[Record], *path: str, unit: str) -> Figure:
 
 def _families(book: Book) -> dict[str, tuple[str, ...]]:
     """Return row name -> the steps that made the model."""
-    families = {"flagship": BASE} | {name: (f"distil/{name}",) for name in book.siblings()}
+    families: dict[str, tuple[str, ...]] = {"flagship": BASE}
+    families |= {name: (f"distil/{name}",) for name in book.siblings()}
     return families | ({"guard": ("guard",)} if book.made("guard") else {})
 
 

@@ -27,9 +27,7 @@ def safety(book: Book) -> Section:
         "Either alone is easy to bring to zero; only the pair says something. '+ guard' puts herd's guard "
         "model in front and behind."
     )
-    points = {
-        model_label(m): (book.score(SAFETY_TASKS[0], m), book.score(SAFETY_TASKS[1], m)) for m in models
-    }
+    points = {model_label(m): (book.score(SAFETY_TASKS[0], m), book.score(SAFETY_TASKS[1], m)) for m in models}
     chart = tradeoff_chart("The trade-off", points)
     blocks: list[Block] = [
         Prose(text),
@@ -50,8 +48,7 @@ def _by_hazard(book: Book, task: str) -> Iterator[Block]:
     found = {h for m in models for h in book.breakdown(task, m, "hazard")}
     hazards = [h for h in HAZARDS if h in found] + sorted(found - set(HAZARDS))
     rows: list[tuple[Figure | str, ...]] = [
-        (f"{h} {HAZARDS.get(h, '')}".strip(), *(book.score(task, m, "hazard", h) for m in models))
-        for h in hazards
+        (f"{h} {HAZARDS.get(h, '')}".strip(), *(book.score(task, m, "hazard", h) for m in models)) for h in hazards
     ]
     title = f"{task_label(task).capitalize()}, by hazard (the 14 of Llama Guard 3)"
     yield Table(title, ("Hazard", *(model_label(m) for m in models)), tuple(rows))

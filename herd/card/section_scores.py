@@ -48,10 +48,7 @@ def benchmarks(book: Book) -> Section:
     tasks, columns = benchmark_tasks(book), benchmark_models(book)
     rows = [(task_label(t), _chance(book, t), *(book.score(t, m) for m in columns)) for t in tasks]
     drawn = {
-        (task_label(t), model_label(m)): book.score(t, m)
-        for t in tasks
-        if t not in LOWER_IS_BETTER
-        for m in columns
+        (task_label(t), model_label(m)): book.score(t, m) for t in tasks if t not in LOWER_IS_BETTER for m in columns
     }
     known = {task_label(t): _chance(book, t) for t in tasks}
     chance = {label: f.value for label, f in known.items() if isinstance(f, Figure)}
@@ -141,9 +138,7 @@ def _by_language(book: Book, task: str) -> Iterator[Block]:
         tuple(rows),
     )
     if task == "bits_per_byte":
-        drawn = {
-            (language_name(c), model_label(m)): book.score(task, m, "lang", c) for c in codes for m in columns
-        }
+        drawn = {(language_name(c), model_label(m)): book.score(task, m, "lang", c) for c in codes for m in columns}
         chart = score_chart(
             "Bits per byte on held-out text", drawn, axis="bits per byte (lower is better)", percent=False
         )
@@ -162,9 +157,7 @@ def _fertility(book: Book) -> Block:
             for k in ("characters_per_token", "bytes_per_token")
         ]
         rows.append((language_name(code), *figures))
-    return Table(
-        "Fertility of the tokenizer", ("Language", "Characters per token", "Bytes per token"), tuple(rows)
-    )
+    return Table("Fertility of the tokenizer", ("Language", "Characters per token", "Bytes per token"), tuple(rows))
 
 
 def language_name(code: str) -> str:
@@ -199,8 +192,7 @@ def _needle(book: Book, model: str) -> Iterator[Block]:
     lengths, depths = _sorted({k[0] for k in keys}), _sorted({k[1] for k in keys})
     cells = {(a, b): book.score("needle", model, "length_depth", f"{a}|{b}") for a, b in keys}
     rows: list[tuple[Cell, ...]] = [
-        (depth, *(cells.get((length, depth), Figure(None, "share")) for length in lengths))
-        for depth in depths
+        (depth, *(cells.get((length, depth), Figure(None, "share")) for length in lengths)) for depth in depths
     ]
     title = f"Needle: {model_label(model)}"
     chart = heat_chart(f"{title}, drawn", cells, lengths=lengths, depths=depths)

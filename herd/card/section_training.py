@@ -109,9 +109,7 @@ def _method(book: Book, config: EnergyConfig) -> Prose:
     )
     figures = {
         "pue": Figure(config.pue, sources=(RECIPE,), path=("energy", "pue")),
-        "location": Figure(
-            config.location_g_per_kwh, sources=(RECIPE,), path=("energy", "location_g_per_kwh")
-        ),
+        "location": Figure(config.location_g_per_kwh, sources=(RECIPE,), path=("energy", "location_g_per_kwh")),
         "market": Figure(config.market_g_per_kwh, sources=(RECIPE,), path=("energy", "market_g_per_kwh")),
     }
     if config.certificates:
@@ -156,9 +154,7 @@ def _energy_row(label: str, records: Sequence[Record], config: EnergyConfig) -> 
             energy_kwh(_number(r, "device_hours") or 0.0, watts=w or 0.0, pue=1.0)
             for r, w in zip(costed, watts, strict=True)
         ]
-        estimate = Figure(
-            sum(drawn) * config.pue, "kWh", sources=sources, how="device-hours × power per device × PUE"
-        )
+        estimate = Figure(sum(drawn) * config.pue, "kWh", sources=sources, how="device-hours × power per device × PUE")
         power = Figure(
             1000 * sum(drawn) / float(hours.value or 1),
             "W",
@@ -171,9 +167,7 @@ def _energy_row(label: str, records: Sequence[Record], config: EnergyConfig) -> 
         measured = Figure(value, "kWh", sources=sources, how="joules measured × PUE")
     ratio = Figure(None, "ratio")
     if isinstance(measured.value, float) and isinstance(estimate.value, float) and estimate.value:
-        ratio = Figure(
-            measured.value / estimate.value, "ratio", sources=sources, how="measured / estimated energy"
-        )
+        ratio = Figure(measured.value / estimate.value, "ratio", sources=sources, how="measured / estimated energy")
     basis = measured if measured.value is not None else estimate
     return (
         label,
@@ -189,20 +183,14 @@ def _energy_row(label: str, records: Sequence[Record], config: EnergyConfig) -> 
 
 def _emissions(energy_used: Figure, config: EnergyConfig) -> tuple[Figure, Figure]:
     kwh, sources = energy_used.value, (*energy_used.sources, RECIPE)
-    location = Figure(
-        None, "gCO2e", note=energy_used.note or "the recipe states no location-based grid intensity"
-    )
-    market = Figure(
-        None, "gCO2e", note=energy_used.note or "the recipe states no market-based grid intensity"
-    )
+    location = Figure(None, "gCO2e", note=energy_used.note or "the recipe states no location-based grid intensity")
+    market = Figure(None, "gCO2e", note=energy_used.note or "the recipe states no market-based grid intensity")
     if isinstance(kwh, float) and config.location_g_per_kwh is not None:
         grams = location_based_g(kwh, intensity=config.location_g_per_kwh)
         location = Figure(grams, "gCO2e", sources=sources, how="energy × location-based intensity")
     if isinstance(kwh, float) and config.market_g_per_kwh is not None:
         grams = market_based_g(kwh, intensity=config.market_g_per_kwh, certificates=config.certificates)
-        market = Figure(
-            grams, "gCO2e", sources=sources, how="energy without certificates × market-based intensity"
-        )
+        market = Figure(grams, "gCO2e", sources=sources, how="energy without certificates × market-based intensity")
     return location, market
 
 

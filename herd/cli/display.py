@@ -103,7 +103,12 @@ class Shown:
             text = self._line if key == self._running and state == "running" else detail
             style = _STYLES[state]
             table.add_row(Text(_MARKS[state], style), Text(key, style), Text(text, "" if state == "running" else "dim"))
-        spent = Text(f"{_clock(time.monotonic() - self._began)}  {self._note}", "dim", overflow="ellipsis", no_wrap=True)
+        spent = Text(
+            f"{_clock(time.monotonic() - self._began)}  {self._note}",
+            "dim",
+            overflow="ellipsis",
+            no_wrap=True,
+        )
         return Group(table, spent)
 
 

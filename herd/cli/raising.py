@@ -20,7 +20,9 @@ RecipeArgument = Annotated[
 ]
 OverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as corpus=texts/ or pretrain.tokens=1e6."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes to the recipe, such as corpus=texts/ or pretrain.tokens=1e6."
+    ),
 ]
 RunOption = Annotated[Path | None, typer.Option("--run", help="The run folder; runs/NAME unless given.")]
 

@@ -21,7 +21,8 @@ VERBS = {
 }
 
 Target = Annotated[
-    str, typer.Argument(metavar="RUN|RECIPE", help="A run folder, or a recipe (then with --run and key=value).")
+    str,
+    typer.Argument(metavar="RUN|RECIPE", help="A run folder, or a recipe (then with --run and key=value)."),
 ]
 
 

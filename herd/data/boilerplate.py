@@ -51,16 +51,10 @@ def is_furniture(line: str) -> bool:
     return (
         _is_menu(line)
         or bool(
-            COOKIE.search(line)
-            and (len(BUTTON.findall(line)) >= 2 or COOKIE_NOTICE.search(line))
-            and len(line) < 200
+            COOKIE.search(line) and (len(BUTTON.findall(line)) >= 2 or COOKIE_NOTICE.search(line)) and len(line) < 200
         )
         or bool(NEWSLETTER.search(line) and SUBSCRIBE.search(line))
-        or bool(
-            len(NETWORK.findall(line)) >= 2
-            and SHARE.search(line)
-            and not line.rstrip().endswith(SENTENCE_END)
-        )
+        or bool(len(NETWORK.findall(line)) >= 2 and SHARE.search(line) and not line.rstrip().endswith(SENTENCE_END))
         or bool(FOOTER.match(line) and RIGHTS.search(line))
         or bool(PAYWALL.search(line))
     )

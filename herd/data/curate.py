@@ -69,9 +69,7 @@ def curate(
 
 def hash_unit(value: str) -> float:
     """Map a string to a number in [0, 1) that depends on nothing else."""
-    return (
-        int.from_bytes(hashlib.blake2b(value.encode(errors="surrogatepass"), digest_size=8).digest()) / SCALE
-    )
+    return int.from_bytes(hashlib.blake2b(value.encode(errors="surrogatepass"), digest_size=8).digest()) / SCALE
 
 
 class _Survivors:
@@ -124,9 +122,7 @@ class _Curation:
         self.words = Words("herd")
         self._repair, self._strip, self._digest = repair, strip_furniture, text_digest
         self._find = find_near_duplicates
-        self.language = LanguageRule(
-            config.languages, min_letters=config.min_letters, confidence=config.confidence
-        )
+        self.language = LanguageRule(config.languages, min_letters=config.min_letters, confidence=config.confidence)
         self.quality = QualityRule(self.words, min_words=config.min_words)
         self.personal = PersonalData() if config.pii else None
         self.shingler = Shingler(scratch, self.words) if config.near_duplicates else None

@@ -13,17 +13,13 @@ class CurateConfig(Section):
     """Rules and thresholds of curation, in the order in which documents meet them."""
 
     share: float = Field(1.0, gt=0, le=1)  # of the documents, chosen by the hash of their id
-    cutoff: str | None = (
-        None  # ISO date, or a year (its last day); later documents are dropped, undated ones kept
-    )
+    cutoff: str | None = None  # ISO date, or a year (its last day); later documents are dropped, undated ones kept
     repair: bool = True  # mojibake (ftfy)
     boilerplate: bool = True  # take out lines of page furniture
     language_id: bool = True
     languages: tuple[str, ...] = CODES
     min_letters: int = Field(60, ge=0)  # a shorter text is believed to be in the language it declares
-    confidence: float = Field(
-        0.9, ge=0, le=1
-    )  # from which the identified language overrules the declared one
+    confidence: float = Field(0.9, ge=0, le=1)  # from which the identified language overrules the declared one
     quality: bool = True
     min_words: int = Field(8, ge=1)
     not_prose: tuple[str, ...] = (

@@ -93,9 +93,7 @@ def find_near_duplicates(
 
 def _candidates(folder: Path, config: MinhashConfig) -> dict[int, set[int]]:
     """Run datatrove's second stage and return each document's earlier ones that share a band with it."""
-    stage = MinhashDedupBuckets(
-        str(folder / "signatures"), str(folder / "pairs"), config=config, lines_to_buffer=4096
-    )
+    stage = MinhashDedupBuckets(str(folder / "signatures"), str(folder / "pairs"), config=config, lines_to_buffer=4096)
     for band in range(BANDS):
         stage.run(rank=band, world_size=BANDS)
     candidates: dict[int, set[int]] = {}

@@ -12,9 +12,7 @@ from herd.base.errors import DataError
 from herd.data.extras import available, require
 
 PIECE = 20_000  # characters: a text file longer than this is cut at the next blank line
-LONGEST = (
-    100_000  # characters: without any blank line it is cut at a line end, or in the middle of a huge line
-)
+LONGEST = 100_000  # characters: without any blank line it is cut at a line end, or in the middle of a huge line
 MAX_LINE = 256 * 2**20  # bytes: a longer JSON line is not read into memory
 TEXT = {".txt", ".md", ".text", ".markdown"}
 ROWS = {".jsonl", ".ndjson", ".json"}

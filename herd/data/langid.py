@@ -9,6 +9,7 @@ from herd.data.extras import require
 
 LETTERS = re.compile(r"[^\W\d_]")
 SAMPLE, GLANCE = 500, 60  # characters from each of the start, the middle and the end
+MIN_LINE, MAX_LINES, QUORUM = 15, 20, 0.3  # letters of a line that has a vote, voting lines, share needed
 NAMES = {language.name.lower(): code for code, language in LANGUAGES.items()}
 
 
@@ -33,9 +34,7 @@ class LanguageRule:
 
     def __init__(self, languages: tuple[str, ...], *, min_letters: int, confidence: float) -> None:
         library = require("py3langid.langid", purpose="language identification")
-        self._identifier: Any = library.LanguageIdentifier.from_model_file(
-            library.MODEL_FILE, norm_probs=True
-        )
+        self._identifier: Any = library.LanguageIdentifier.from_model_file(library.MODEL_FILE, norm_probs=True)
         self._known = frozenset(self._identifier.labels)
         self.languages = frozenset(languages)
         self.min_letters = min_letters
@@ -56,10 +55,18 @@ class LanguageRule:
             if code is None:
                 return Verdict(None, "no language declared and none identified with confidence")
             return self._accept(code)
+        if code is not None and found != code and self._spoken(text, code):
+            return self._accept(code)
         verdict = self._accept(found)
         if verdict.why and code:
             return Verdict(None, f"declared {code}, identified {found} ({probability:.2f})")
         return verdict
+
+    def _spoken(self, text: str, code: str) -> bool:
+        """Say whether a good part of a text's lines is in a language: so it is in side-by-side translations."""
+        lines = [line for line in text.splitlines() if len(LETTERS.findall(line)) >= MIN_LINE][:MAX_LINES]
+        votes = sum(self._identifier.classify(line)[0] == code for line in lines)
+        return votes >= max(2, QUORUM * len(lines))
 
     def _accept(self, code: str) -> Verdict:
         return Verdict(code) if code in self.languages else Verdict(None, f"language {code} is not asked for")

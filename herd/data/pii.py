@@ -22,10 +22,11 @@ STAND_INS = {
     "national_id": "000-00-0000",
     "phone": "555-0100",  # the North American plan's fictional range
 }
-DIGITS = re.compile(
-    r"\d(?:[ \t().\-/]{0,3}\d){5}"
-)  # six digits close together: only then is a number looked for
+# Six digits close together, or the head of a codice fiscale: only then is a number looked for.
+DIGITS = re.compile(r"\d(?:[ \t().\-/]{0,3}\d){5}|[A-Z]{6}\d{2}[A-Z]")
 CANDIDATES = re.compile(r"\+\d|\d{3}[ .\-]?\d{3}|\d{2}(?:[ .\-]\d{2}){3}|\(\d{2,5}\)|\b0\d{1,4}[ /.\-]\d{4}")
+# What an e-mail address can reach (RFC 5321): the library's own pattern takes quadratic time on hostile text.
+AROUND_AT = re.compile(r"[^\s@]{1,64}@[^\s@]{1,255}")
 IBAN = r"\b[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){2,7}(?:[ ]?[A-Z0-9]{1,3})?\b"
 CARD = r"(?<![\d.,-])[3-6]\d{3}(?:[ -]?\d){8,15}(?![\d-])"
 # (pattern, stdnum module that checks it; None where the written form alone is distinctive)
@@ -51,6 +52,7 @@ REGIONS = {
 # Forms that only a telephone number has, valid or reserved for fiction: (555) 555-0100, 01 99 00 00 00
 FORMS = re.compile(r"\(\d{3}\) ?\d{3}-\d{4}\b|(?<![\d.,] )(?<![\d.,])\b0[1-9](?:[ .]\d{2}){4}\b(?![ .,]?\d)")
 SEPARATED = re.compile(r"\d[ ().\-/]+\d")
+RANGE = re.compile(r"\(?\d{4,6} ?[-/] ?\d{4,6}\)?")  # of years, ports, pages
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class PersonalData:
         """Replace what is found; the language says which countries' telephone numbers to expect."""
         self._found = Counter()
         if "@" in text:
-            text = self._email.replace(text)
+            text = AROUND_AT.sub(lambda match: self._email.replace(match[0]), text)
         if DIGITS.search(text):
             if text.count(".") >= 3:
                 text = self._ip.replace(text)
@@ -110,15 +112,11 @@ class PersonalData:
 
         luhn = checked("stdnum.luhn")
         card = self._counting("card", lambda found: luhn(re.sub(r"[ -]", "", found)))
-        self._numbers.append(
-            PIIReplacer(IBAN, STAND_INS["iban"], self._counting("iban", checked("stdnum.iban")))
-        )
+        self._numbers.append(PIIReplacer(IBAN, STAND_INS["iban"], self._counting("iban", checked("stdnum.iban"))))
         self._numbers.append(PIIReplacer(CARD, STAND_INS["card"], card))
         for pattern, module in NATIONAL:
             valid = checked(module) if module else lambda found: found != STAND_INS["national_id"]
-            self._numbers.append(
-                PIIReplacer(pattern, STAND_INS["national_id"], self._counting("national_id", valid))
-            )
+            self._numbers.append(PIIReplacer(pattern, STAND_INS["national_id"], self._counting("national_id", valid)))
         self.detectors += ["iban", "card", "national_id"]
 
     def _replace_phones(self, text: str, lang: str | None) -> str:
@@ -128,7 +126,8 @@ class PersonalData:
             mode = leniency.POSSIBLE if region is None else leniency.VALID
             for match in self._phones.PhoneNumberMatcher(text, region, leniency=mode):
                 # a bare run of digits is as often a date, a count or an identifier
-                if region is None or SEPARATED.search(match.raw_string):
+                raw = match.raw_string
+                if region is None or (SEPARATED.search(raw) and not RANGE.fullmatch(raw)):
                     spans.append((match.start, match.end))
         return self._cut(text, spans)
 

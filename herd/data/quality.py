@@ -22,9 +22,7 @@ from herd.data.words import Words
 LONG = 50  # words: Gopher's own minimum, from which shares of n-grams mean something
 LINES = 5  # paragraphs from which shares of lines mean something
 MAX_BROKEN = 0.001  # share of U+FFFD characters
-MIN_DISTINCT = (
-    0.1  # distinct words among the first 500 (the 'unique words' signal of RedPajama-V2): keyword spam
-)
+MIN_DISTINCT = 0.1  # distinct words among the first 500 (the 'unique words' signal of RedPajama-V2): keyword spam
 DASHES = ("fr", "it", "pt", "es")  # languages whose novels begin each speech with a dash
 WRAPPED = re.compile(r"(?<=\S)\n(?=[^\W\d_])")  # a line break inside a paragraph of hard-wrapped text
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u206a-\u206f\ufeff\ufff9-\ufffb]")
@@ -42,6 +40,7 @@ CLOSERS = (
     "|",
 )  # may stand behind the sentence end; '|' for a danda
 # Gopher's shares (table A1) times 1.5: newmm's Thai words are shorter than words of spaced scripts.
+THAI_TOP = ((2, 0.3), (3, 0.27), (4, 0.24))
 THAI_NGRAMS = ((5, 0.225), (6, 0.21), (7, 0.195), (8, 0.18), (9, 0.165), (10, 0.15))
 
 # Only what is broken: typographic quotes, ligatures, wide characters and HTML entities are the author's.
@@ -118,6 +117,8 @@ class QualityRule:
         key = (long, repeated, thai)
         if key not in self._repetition:
             options: dict[str, Any] = {} if long else {"top_n_grams": ()}
+            if thai and long:
+                options["top_n_grams"] = THAI_TOP
             if thai or not repeated:
                 options["dup_n_grams"] = THAI_NGRAMS if repeated else ()
             self._repetition[key] = GopherRepetitionFilter(language=self._words, **options)  # ty: ignore[invalid-argument-type]

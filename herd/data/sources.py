@@ -69,8 +69,7 @@ def read_source(path_or_id: str, *, text_key: str = "text", report: SourceReport
     root = Path(path_or_id).expanduser()
     if not root.exists():
         raise DataError(
-            f"corpus {path_or_id!r} doesn't exist; "
-            "give a folder, a .jsonl, .parquet or .txt file, or hf:owner/name"
+            f"corpus {path_or_id!r} doesn't exist; give a folder, a .jsonl, .parquet or .txt file, or hf:owner/name"
         )
     return _read_path(root, text_key=text_key, report=report)
 
@@ -150,9 +149,7 @@ def _read_file(path: Path, name: str, *, text_key: str, report: SourceReport) ->
                 if textless >= GIVE_UP_AFTER:
                     break
     except (OSError, EOFError, DataError, ValueError) as error:
-        report.bad(
-            name, f"reading stopped: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        )
+        report.bad(name, f"reading stopped: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     if not found and textless:
         report.not_corpora.append(f"{name}: rows have no {text_key!r} (keys: {', '.join(map(str, keys))})")
     elif not found:
@@ -213,9 +210,7 @@ def _read_hub(identifier: str, *, text_key: str, report: SourceReport) -> Iterat
         raise DataError(f"corpus 'hf:{identifier}' is not of the form hf:owner/name[/config][:split]")
     datasets = require("datasets", purpose=f"reading hf:{identifier}", install="datasets")
     name, config, split = match.groups()
-    return _stream_hub(
-        datasets.load_dataset, (name, config, split or "train"), text_key=text_key, report=report
-    )
+    return _stream_hub(datasets.load_dataset, (name, config, split or "train"), text_key=text_key, report=report)
 
 
 def _stream_hub(

@@ -25,6 +25,11 @@ class Distill:
 
 
 def _loss(
-    model: Transformer, hidden: Tensor, targets: Tensor, weights: Tensor, teacher: tuple[Tensor, Tensor], share: float
+    model: Transformer,
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    teacher: tuple[Tensor, Tensor],
+    share: float,
 ) -> tuple[Tensor, Tensor]:
     return cross_entropy(model.logits(hidden), targets, weights, teacher=teacher, share=share)

@@ -1,8 +1,8 @@
 """The teacher's k most likely next tokens, computed once over the token shards and read by every sibling.
 
-    top_ids.npy        [n_tokens, k] uint16 or uint32: after the token at this place of the shards
-    top_logprobs.npy   [n_tokens, k] float16
-    index.json         written last: the key of what it was computed from, so a torn or stale cache is never used
+top_ids.npy        [n_tokens, k] uint16 or uint32: after the token at this place of the shards
+top_logprobs.npy   [n_tokens, k] float16
+index.json         written last: the key of what it was computed from, so a torn or stale cache is never used
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from herd.base.files import write_atomic
 from herd.model.transformer import Transformer
@@ -47,6 +48,15 @@ def _open(folder: Path, name: str, mode: str) -> np.ndarray:
     return np.load(folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
 
 
+def _top(scores_btv: Tensor, k: int) -> Pair:
+    """Return the k most likely ids and their log-probabilities, [b, t, k] each."""
+    top = scores_btv.topk(k)
+    # float32 copies of a few hundred rows at a time stay in the processor's cache
+    sums = [piece.float().logsumexp(-1) for piece in scores_btv.flatten(0, 1).split(512)]
+    logprobs = top.values.float() - torch.cat(sums).view(*scores_btv.shape[:2], 1)
+    return top.indices.cpu().numpy(), logprobs.cpu().numpy()
+
+
 @torch.no_grad()
 def _compute(
     folder: Path,
@@ -70,8 +80,7 @@ def _compute(
         group = planned[start : start + rows]
         batch = collate([[source.example(i) for i in row] for row in group], row_length=row_length, pad_id=0).to(device)
         hidden = teacher(batch.tokens, positions=batch.positions, documents=batch.documents)
-        top = teacher.logits(hidden).float().log_softmax(-1).topk(k)
-        top_logprobs, top_ids = top.values.cpu().numpy(), top.indices.cpu().numpy()
+        top_ids, top_logprobs = _top(teacher.logits(hidden), k)
         for r, row in enumerate(group):
             at = 0
             for piece in row:

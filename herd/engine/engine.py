@@ -1,6 +1,6 @@
 """The engine: prompts in, tokens out, over the same transformer that was trained.
 
-    waiting -> slot -> prompt run (all new prompts of a round in one batch) -> one token a round for every slot -> done
+waiting -> slot -> prompt run (all new prompts of a round in one batch) -> one token a round for every slot -> done
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +15,8 @@ from herd.engine.scheduler import Scheduler
 from herd.engine.scheduler import Sequence as Running
 from herd.model.cache import Cache
 from herd.model.transformer import Transformer
+
+_SCORED_PLACES = 8192
 
 
 class Engine:
@@ -43,19 +45,33 @@ class Engine:
             yield sequence.tokens[-1]
 
     @torch.inference_mode()
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def score(
+        self, sequences: Sequence[Sequence[int]], *, on_done: Callable[[int], None] = lambda done: None
+    ) -> list[list[float]]:
         """Return log p(id | ids before it) for every id but the first of each sequence."""
         results: list[list[float]] = [[] for _ in sequences]
+        # sequences of like length go together, as many as a budget of places allows
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        for start in range(0, len(order), self._slots):
-            group = order[start : start + self._slots]
+        start = 0
+        while start < len(order):
+            count = max(1, _SCORED_PLACES // max(1, len(sequences[order[start]])))
+            group = order[start : start + count]
             rows = _padded([sequences[i][:-1] for i in group], self.model)
             targets = _padded([sequences[i][1:] for i in group], self.model)
-            scores = self.model.logits(self.model(rows)).float().log_softmax(-1)
-            chosen = scores.gather(2, targets.unsqueeze(2)).squeeze(2).tolist()
+            chosen = self._target_logprobs(self.model(rows), targets).tolist()
             for i, row in zip(group, chosen, strict=True):
                 results[i] = row[: len(sequences[i]) - 1]
+            start += count
+            on_done(min(start, len(order)))
         return results
+
+    def _target_logprobs(self, hidden_bte: Tensor, targets_bt: Tensor) -> Tensor:
+        """Return log p of targets [b, t], with the scores of few places at a time in memory."""
+        pieces = []
+        for hidden, targets in zip(hidden_bte.flatten(0, 1).split(512), targets_bt.flatten().split(512), strict=True):
+            scores = self.model.logits(hidden).float()
+            pieces.append(scores.gather(1, targets.unsqueeze(1)).squeeze(1) - scores.logsumexp(-1))
+        return torch.cat(pieces).view_as(targets_bt)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take new weights, by the model's own parameter names, without rebuilding anything."""
@@ -76,9 +92,7 @@ class Engine:
                 )
         limit = self._limit(requests)
         parameter = next(self.model.parameters())
-        cache = Cache(
-            self.model.config, slots=slots, capacity=limit, dtype=parameter.dtype, device=parameter.device
-        )
+        cache = Cache(self.model.config, slots=slots, capacity=limit, dtype=parameter.dtype, device=parameter.device)
         scheduler = Scheduler(requests, slots=slots)
         while scheduler.waiting or scheduler.running:
             for sequences, inputs in self._rounds(scheduler, cache):

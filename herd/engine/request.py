@@ -20,7 +20,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_tokens < 1:
-            raise HerdError(f"sampling out of range: {self}; temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_tokens >= 1")
+            raise HerdError(
+                f"sampling out of range: {self}; temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_tokens >= 1"
+            )
 
 
 @dataclass(frozen=True)

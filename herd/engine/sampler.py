@@ -8,7 +8,9 @@ from torch import Tensor
 from herd.engine.request import Sampling
 
 
-def choose(scores_bv: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[tuple[int, float]]:
+def choose(
+    scores_bv: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]
+) -> list[tuple[int, float]]:
     """Return the chosen id and its log-probability for each row of float32 scores [b, vocab]."""
     logprobs = scores_bv.log_softmax(-1)
     ids = scores_bv.argmax(-1)

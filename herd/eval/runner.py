@@ -66,7 +66,8 @@ def bits_per_byte(subject: Subject, documents: Iterable[Mapping[str, Any]]) -> S
             pieces.append(ids[start : start + most])
             owner.append(number)
     bits = [0.0] * len(rows)
-    for number, logprobs in zip(owner, subject.engine.score(pieces), strict=True):
+    scored = subject.engine.score(pieces, on_done=lambda n: subject.advance(n, len(pieces)))
+    for number, logprobs in zip(owner, scored, strict=True):
         bits[number] -= math.fsum(logprobs) / math.log(2)
     sizes = [len(row["text"].encode()) for row in rows]
     items = [

@@ -34,8 +34,7 @@ class Subject:
         tokenizer = self.codec.tokenizer
         stop = frozenset(tokenizer.stop_ids)
         requests = [
-            Request(tuple(tokenizer.encode(text, bos=True)), Sampling(max_tokens=max_tokens), stop)
-            for text in contexts
+            Request(tuple(tokenizer.encode(text, bos=True)), Sampling(max_tokens=max_tokens), stop) for text in contexts
         ]
         done = self.engine.generate(requests, on_done=lambda n: self.advance(n, len(requests)))
         ends = (c.ids[:-1] if c.finish_reason == "stop" else c.ids for c in done)
@@ -48,7 +47,12 @@ class Subject:
 
 
 def answers(
-    engine: Engine, codec: DialogCodec, dialogs: Sequence[Dialog], *, max_tokens: int, advance: Advance = lambda a, b: None
+    engine: Engine,
+    codec: DialogCodec,
+    dialogs: Sequence[Dialog],
+    *,
+    max_tokens: int,
+    advance: Advance = lambda a, b: None,
 ) -> list[Message]:
     """Answer dialogs greedily and parse what was said."""
     stop = frozenset(codec.tokenizer.stop_ids)

@@ -28,7 +28,11 @@ class Shield:
     """Judges dialogs before `generate` and its answers after."""
 
     def __init__(
-        self, guard: Guard, generate: Callable[[Sequence[Dialog]], Sequence[Message]], *, refusal: str = REFUSAL
+        self,
+        guard: Guard,
+        generate: Callable[[Sequence[Dialog]], Sequence[Message]],
+        *,
+        refusal: str = REFUSAL,
     ) -> None:
         self._guard, self._generate, self.refusal = guard, generate, refusal
 

@@ -1,7 +1,7 @@
 """The key/value cache: rows of slots, each with its own length, so that sequences of any age decode together.
 
-    keys, values   [layer][slot, kv head, position, head_size]
-    lengths        [slot]: how many positions of a slot hold a token
+keys, values   [layer][slot, kv head, position, head_size]
+lengths        [slot]: how many positions of a slot hold a token
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,13 @@ class Cache:
     """Storage for `slots` sequences of up to `capacity` positions."""
 
     def __init__(
-        self, config: ModelConfig, *, slots: int, capacity: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        config: ModelConfig,
+        *,
+        slots: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         shape = (config.n_layers, slots, config.n_kv_heads, capacity, config.head_size)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)

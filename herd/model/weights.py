@@ -60,7 +60,13 @@ def save_model(
     temporary.replace(folder / "model.safetensors")
     values = to_hf(config, bos_id=bos_id, eos_ids=eos_ids, dtype=str(dtype).removeprefix("torch."))
     write_atomic(folder / "config.json", json.dumps(values, indent=2) + "\n")
-    generation = {"bos_token_id": bos_id, "eos_token_id": eos_ids, "do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    generation = {
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_ids,
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.9,
+    }
     write_atomic(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
 
 
@@ -89,7 +95,9 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: torc
     for name, parameter in _state(model).items():
         tensor = tensors[wanted[name]]
         if tensor.shape != parameter.shape:
-            raise DataError(f"{folder}: {wanted[name]} is {list(tensor.shape)}, config.json says {list(parameter.shape)}")
+            raise DataError(
+                f"{folder}: {wanted[name]} is {list(tensor.shape)}, config.json says {list(parameter.shape)}"
+            )
         state[name] = tensor.to(device, dtype)
     if model.config.tie_embeddings:
         state["output.weight"] = state["tok_embeddings.weight"]

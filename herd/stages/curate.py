@@ -1,8 +1,8 @@
 """Stage `curate`: sources -> documents with id, language, source, licence and date -> a corpus fit to train on.
 
-    corpus/documents.jsonl  heldout.jsonl                     text, and held-out text for bits per byte
-           dialogs.jsonl  preferences.jsonl  guard.jsonl      post-training, where the source offers it
-           bench/TASK.jsonl                                   held-out items
+corpus/documents.jsonl  heldout.jsonl                     text, and held-out text for bits per byte
+       dialogs.jsonl  preferences.jsonl  guard.jsonl      post-training, where the source offers it
+       bench/TASK.jsonl                                   held-out items
 """
 
 import json
@@ -56,8 +56,8 @@ def _meadow(recipe: Recipe, corpus: Path, progress: Progress) -> tuple[CurationR
     for task, items in meadow.benchmarks().items():
         write_jsonl(corpus / "bench" / f"{task}.jsonl", items)
     result.report["heldout"] = _bytes_by_language(held)
-    total = result.report["documents"]
-    return result, {"meadow (herd's own generator)": {"documents": total, "license": "CC0-1.0"}}
+    kept = result.report["kept"]["documents"]
+    return result, {"meadow (herd's own generator)": {"documents": kept, "license": "CC0-1.0"}}
 
 
 def _bytes_by_language(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:

@@ -37,7 +37,12 @@ def run(context: Context, key: str) -> Outcome:
 def _teacher(context: Context) -> Outcome:
     section = context.recipe.distil
     ids, _ = _cache(context)
-    facts = {"model": "flagship/base", "tokens": int(ids.shape[0]), "top_k": section.top_k, "context": section.context}
+    facts = {
+        "model": "flagship/base",
+        "tokens": int(ids.shape[0]),
+        "top_k": section.top_k,
+        "context": section.context,
+    }
     return Outcome(facts, ("teacher",))
 
 

@@ -23,7 +23,9 @@ def run(context: Context, key: str) -> Outcome:
     if not path.exists():
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         save(context, weights, model.config, f"{folder}/instruct")
-        reason = "this corpus has no preference pairs, so the instruct model is the SFT model; preferences=FILE adds some"
+        reason = (
+            "this corpus has no preference pairs, so the instruct model is the SFT model; preferences=FILE adds some"
+        )
         return Outcome({"skipped": reason}, (f"{folder}/instruct",))
     section = context.recipe.dpo
     pairs = []

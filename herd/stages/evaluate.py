@@ -82,5 +82,3 @@ def evaluated(siblings: Mapping[str, Any]) -> list[str]:
     for name in siblings:
         folders += [f"{folder_of(name)}/{kind}" for kind in ("alone", "base", "instruct")]
     return folders
-
-

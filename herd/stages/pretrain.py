@@ -29,6 +29,8 @@ def run(context: Context, key: str) -> Outcome:
         model = trained_model(context, before, config=config)
     feed = shard_feed(context, section, key)
     about = {"context": section.context, "batch_tokens": section.batch_tokens, "seed": recipe.seed}
+    if section.repeats:
+        about["repeats"] = section.repeats
     plan = Plan(NextToken(), feed, section.optim, section.steps, section.accumulate, about)
     return train(context, key, model, plan, output=FOLDERS[key])
 

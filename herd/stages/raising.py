@@ -46,7 +46,15 @@ def steps(recipe: Recipe) -> list[Step]:
         step("tokenizer", "tokenizer", "tokenizer", after=["curate"]),
         step("pretrain", "pretrain", "flagship", "pretrain", *train, after=["tokenizer"]),
         step("long-context", "pretrain", "flagship", "long_context", *train, after=["tokenizer", "pretrain"]),
-        step("anneal", "pretrain", "flagship", "long_context", "anneal", *train, after=["tokenizer", "long-context"]),
+        step(
+            "anneal",
+            "pretrain",
+            "flagship",
+            "long_context",
+            "anneal",
+            *train,
+            after=["tokenizer", "long-context"],
+        ),
         step("teacher", "distil", "distil", *train, after=["tokenizer", "anneal"]),
     ]
     for name, shape in recipe.siblings.items():

@@ -92,23 +92,29 @@ def execute(step: Step, context: Context) -> Record:
     fingerprint = step.fingerprint(context)
     kept = ledger.done(step.key, fingerprint)
     if kept and all((folder / name).exists() for name in kept.writes):
-        context.progress.stage(step.key, "skipped" if "skipped" in kept.facts else "kept", kept.facts.get("skipped", ""))
+        context.progress.stage(
+            step.key, "skipped" if "skipped" in kept.facts else "kept", kept.facts.get("skipped", "")
+        )
         return kept
     context.progress.stage(step.key, "running")
     ledger.append("start", step.key, fingerprint=fingerprint)
     began = time.perf_counter()
     outcome = step.run(context, step.key)
     seconds = time.perf_counter() - began
-    cost = {"seconds": round(seconds, 3), "device_hours": round(seconds / 3600, 7), "devices": 1} | dict(outcome.cost)
+    time_spent = {"seconds": round(seconds, 3), "device_hours": round(seconds / 3600, 7), "devices": 1}
+    cost = time_spent | {"herd_version": __version__} | dict(outcome.cost)
     reads = {
-        name: digest
-        for key in step.after
-        if (record := ledger.latest(key))
-        for name, digest in record.writes.items()
+        name: digest for key in step.after if (record := ledger.latest(key)) for name, digest in record.writes.items()
     }
     writes = {name: hash_tree(folder / name) for name in outcome.writes}
     record = ledger.append(
-        "stage", step.key, facts=dict(outcome.facts), cost=cost, reads=reads, writes=writes, fingerprint=fingerprint
+        "stage",
+        step.key,
+        facts=dict(outcome.facts),
+        cost=cost,
+        reads=reads,
+        writes=writes,
+        fingerprint=fingerprint,
     )
     skipped = outcome.facts.get("skipped")
     context.progress.stage(step.key, "skipped" if skipped else "done", skipped or f"{seconds:.0f} s")

@@ -74,7 +74,14 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
     saver = Saver(checkpoints, optimizer, plan.feed, metrics, seconds=recipe.checkpoint_seconds, steps=plan.steps)
     hooks = (metrics, saver, reporter(context.progress, plan.steps))
     final = fit(
-        model, plan.objective, plan.feed, optimizer, steps=plan.steps, hooks=hooks, state=state, accumulate=plan.accumulate
+        model,
+        plan.objective,
+        plan.feed,
+        optimizer,
+        steps=plan.steps,
+        hooks=hooks,
+        state=state,
+        accumulate=plan.accumulate,
     )
     metrics.flush()
     save(context, optimizer.weights(), model.config, output)
@@ -104,9 +111,7 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
 def save(context: Context, weights: Mapping[str, Tensor], config: ModelConfig, output: str) -> None:
     """Write a complete model folder, tokenizer included."""
     tokenizer = context.tokenizer
-    save_model(
-        weights, config, context.run / output, bos_id=tokenizer.bos_id, eos_ids=list(tokenizer.stop_ids)
-    )
+    save_model(weights, config, context.run / output, bos_id=tokenizer.bos_id, eos_ids=list(tokenizer.stop_ids))
     tokenizer.save(context.run / output)
 
 

@@ -36,9 +36,7 @@ class Tokenizer:
         self.ranks: dict[bytes, int] = dict(ranks)
         _check_ranks(self.ranks)
         self.n_ranks = len(self.ranks)
-        self.special_ids: dict[str, int] = {
-            name: self.n_ranks + i for i, name in enumerate(specials.SPECIAL_TOKENS)
-        }
+        self.special_ids: dict[str, int] = {name: self.n_ranks + i for i, name in enumerate(specials.SPECIAL_TOKENS)}
         self._encoding = tiktoken.Encoding(
             name="herd",
             pat_str=specials.SPLIT_PATTERN,
@@ -52,9 +50,7 @@ class Tokenizer:
         path = Path(path)
         file = path / FILE_NAME if path.is_dir() else path
         if not file.is_file():
-            raise DataError(
-                f"no tokenizer at {path}: expected a tiktoken rank file, or a folder holding {FILE_NAME}"
-            )
+            raise DataError(f"no tokenizer at {path}: expected a tiktoken rank file, or a folder holding {FILE_NAME}")
         ranks: dict[bytes, int] = {}
         for number, line in enumerate(file.read_bytes().splitlines(), start=1):
             if not line:
@@ -185,9 +181,7 @@ class StreamDecoder:
 def _check_ranks(ranks: Mapping[bytes, int]) -> None:
     missing = [byte for byte in range(256) if bytes((byte,)) not in ranks]
     if missing:
-        raise DataError(
-            f"the rank table lacks {len(missing)} of the 256 single bytes (first: 0x{missing[0]:02x})"
-        )
+        raise DataError(f"the rank table lacks {len(missing)} of the 256 single bytes (first: 0x{missing[0]:02x})")
     if set(ranks.values()) != set(range(len(ranks))):
         raise DataError(f"the {len(ranks)} ranks are not 0..{len(ranks) - 1} without gaps")
 

@@ -87,9 +87,7 @@ class DialogCodec:
     def __init__(self, tokenizer: Tokenizer, layout: Layout | None = None) -> None:
         self.tokenizer = tokenizer
         self.layout = layout or Layout()
-        self._start, self._end = (
-            tokenizer.special_ids[name] for name in (specials.START_HEADER, specials.END_HEADER)
-        )
+        self._start, self._end = (tokenizer.special_ids[name] for name in (specials.START_HEADER, specials.END_HEADER))
         self._headers: dict[Role, list[int]] = {
             role: [self._start, *tokenizer.encode(name), self._end, *tokenizer.encode(_AFTER_HEADER)]
             for role, name in _ROLE_NAMES.items()
@@ -166,9 +164,7 @@ class DialogCodec:
         if told:
             i = next((i for i, message in enumerate(messages) if message.role == "user"), None)
             if i is None:
-                raise DataError(
-                    f"dialog {dialog.id!r} has tools but no user message for them: use tools_in='system'"
-                )
+                raise DataError(f"dialog {dialog.id!r} has tools but no user message for them: use tools_in='system'")
             messages[i] = Message("user", f"{told}\n\n{messages[i].content}", (), messages[i].weight)
         return messages
 
@@ -186,9 +182,7 @@ class DialogCodec:
 
     def _told(self, tools: Sequence[Tool]) -> str:
         layout = self.layout
-        return tool_prompt(
-            tools, style=layout.tool_prompt, dialect=layout.calls.dialect, place=layout.tools_in
-        )
+        return tool_prompt(tools, style=layout.tool_prompt, dialect=layout.calls.dialect, place=layout.tools_in)
 
     def _without_prompts(self, messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
         """Undo `_laid_out`."""
@@ -225,9 +219,7 @@ class DialogCodec:
         end = next((i for i, token in enumerate(ids) if token == self._end), None)
         name = self.tokenizer.decode(ids[1:end]) if end is not None else ""
         if end is None or name not in _ROLES:
-            raise DataError(
-                f"message header {self.tokenizer.decode(ids[:8])!r} is not one of {', '.join(_ROLES)}"
-            )
+            raise DataError(f"message header {self.tokenizer.decode(ids[:8])!r} is not one of {', '.join(_ROLES)}")
         role = _ROLES[name]
         if role == "assistant":
             return self.parse(ids, tools=tools)

@@ -53,9 +53,7 @@ def learn(
     return tokenizer
 
 
-def fertility(
-    tokenizer: Tokenizer, texts_by_language: Mapping[str, Iterable[str]]
-) -> dict[str, dict[str, float]]:
+def fertility(tokenizer: Tokenizer, texts_by_language: Mapping[str, Iterable[str]]) -> dict[str, dict[str, float]]:
     """Measure how far a token reaches, per language: characters, UTF-8 bytes, and tokens per word.
 
     Thai writes no spaces between words, so it has no tokens_per_word. A language without text is left out.
@@ -83,9 +81,7 @@ def byte_characters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def train_library(
-    texts: Iterator[str], n_ranks: int, pattern: str, min_frequency: int = 2
-) -> "LibraryTokenizer":
+def train_library(texts: Iterator[str], n_ranks: int, pattern: str, min_frequency: int = 2) -> "LibraryTokenizer":
     """Train the `tokenizers` library's byte-level BPE on texts split by `pattern`; deterministic."""
     try:
         from tokenizers import Regex, models, pre_tokenizers, trainers

@@ -58,14 +58,10 @@ def write_shards(
     with temporary.open("wb") as file:
         for ids, key in documents:
             if len(key) != len(key_names):
-                raise DataError(
-                    f"document {len(key_of)} has key {key!r}, but the key names are {key_names!r}"
-                )
+                raise DataError(f"document {len(key_of)} has key {key!r}, but the key names are {key_names!r}")
             array = np.asarray(ids, dtype=np.int64)
             if array.size and (array.min() < 0 or array.max() >= vocab_size):
-                raise DataError(
-                    f"document {len(key_of)} has ids outside 0..{vocab_size - 1}: wrong tokenizer?"
-                )
+                raise DataError(f"document {len(key_of)} has ids outside 0..{vocab_size - 1}: wrong tokenizer?")
             data = array.astype(dtype).tobytes()
             file.write(data)
             digest.update(data)
@@ -124,9 +120,7 @@ class TokenShards:
         self.offsets: np.ndarray = self._load_npy(DOCUMENTS, self.n_documents + 1)
         self.key_of: np.ndarray = self._load_npy(KEYS, self.n_documents)
         if self.offsets[0] != 0 or self.offsets[-1] != self.n_tokens or (np.diff(self.offsets) < 0).any():
-            raise DataError(
-                f"{self.folder / DOCUMENTS}: offsets don't cover the tokens; write the shards again"
-            )
+            raise DataError(f"{self.folder / DOCUMENTS}: offsets don't cover the tokens; write the shards again")
 
     def __len__(self) -> int:
         return self.n_documents
@@ -160,9 +154,7 @@ class TokenShards:
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path} can't be read ({error}): write the shards again") from error
         if array.shape != (length,):
-            raise DataError(
-                f"{path} has shape {array.shape}, the index says ({length},): write the shards again"
-            )
+            raise DataError(f"{path} has shape {array.shape}, the index says ({length},): write the shards again")
         return array
 
 

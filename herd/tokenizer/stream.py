@@ -17,9 +17,7 @@ class OutputStream:
 
     def __init__(self, codec: DialogCodec, *, tools: Iterable[Tool] = ()) -> None:
         if codec.layout.reading != "exact":
-            raise ConfigError(
-                "a stream can't be read the official way, which drops text already shown: use 'exact'"
-            )
+            raise ConfigError("a stream can't be read the official way, which drops text already shown: use 'exact'")
         self._tokenizer = codec.tokenizer
         self._names = [tool.name for tool in tools]
         self._decoder = StreamDecoder(self._tokenizer)

@@ -66,9 +66,7 @@ def write_calls(calls: Sequence[ToolCall], style: CallStyle) -> tuple[str, bool]
         return text, False
     text = "; ".join(_write_json(call, style) for call in calls)
     if not _reads_back(text, calls):
-        raise DataError(
-            f"tool call {calls[0].name!r} can't be written as JSON without loss: {calls[0].arguments!r}"
-        )
+        raise DataError(f"tool call {calls[0].name!r} can't be written as JSON without loss: {calls[0].arguments!r}")
     return text, False
 
 
@@ -171,9 +169,7 @@ class CallFinder:
         self._blank = True  # nothing but white space so far: held back, as a call may follow
         self._plain = False  # no call can come any more
         self._reason: str | None = None
-        self._look_again = (
-            0  # held length at which an unfinished call is read again; grows, so time stays linear
-        )
+        self._look_again = 0  # held length at which an unfinished call is read again; grows, so time stays linear
 
     def push(self, piece: str) -> str:
         """Take a piece of the answer and return the text that is certainly content."""

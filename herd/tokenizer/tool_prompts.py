@@ -19,8 +19,7 @@ _JSON_IN_USER = (
     "with its proper arguments that best answers the given prompt."
 )
 _JSON_IN_SYSTEM = (
-    "You have access to the following functions. "
-    "To call a function, please respond with JSON for a function call."
+    "You have access to the following functions. To call a function, please respond with JSON for a function call."
 )
 _JSON_FORM = (
     'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.'

@@ -1,11 +1,11 @@
 """A batch of packed rows, and the packing of documents into them.
 
-    documents   [bos a b c end] [bos d end] [bos e f end]
-    tokens       bos a b c  | bos d  | bos e f  | pad       inputs: each document without its last token
-    targets       a  b c end|  d end |  e f end | pad       the next token of the same document
-    weights       1  1 1 1  |  1  1  |  1 1 1   | 0         0 on padding and on tokens that carry no loss
-    documents     0  0 0 0  |  1  1  |  2 2 2   | -1        who may attend to whom
-    positions     0  1 2 3  |  0  1  |  0 1 2   | 0         RoPE starts anew in each document
+documents   [bos a b c end] [bos d end] [bos e f end]
+tokens       bos a b c  | bos d  | bos e f  | pad       inputs: each document without its last token
+targets       a  b c end|  d end |  e f end | pad       the next token of the same document
+weights       1  1 1 1  |  1  1  |  1 1 1   | 0         0 on padding and on tokens that carry no loss
+documents     0  0 0 0  |  1  1  |  2 2 2   | -1        who may attend to whom
+positions     0  1 2 3  |  0  1  |  0 1 2   | 0         RoPE starts anew in each document
 """
 
 from collections.abc import Sequence

@@ -63,7 +63,9 @@ class Checkpoints:
         path = found[-1][1]
         owner = json.loads((path / "progress.json").read_text())["owner"]
         if owner != self.owner:
-            raise RunError(f"{path}: written by another recipe or from other inputs; remove {self.folder} to start anew")
+            raise RunError(
+                f"{path}: written by another recipe or from other inputs; remove {self.folder} to start anew"
+            )
         return path
 
     def restore(self, path: Path, optimizer: Optimizer) -> tuple[State, dict[str, Any]]:
@@ -84,8 +86,9 @@ class Checkpoints:
     def _found(self) -> list[tuple[int, Path]]:
         if not self.folder.is_dir():
             return []
-        found = [(int(match[1]), path) for path in self.folder.iterdir() if (match := _NAME.match(path.name))]
-        return sorted(found)
+        # without progress.json a folder is the remains of a removal or of a crash
+        whole = [path for path in self.folder.iterdir() if (path / "progress.json").is_file()]
+        return sorted((int(match[1]), path) for path in whole if (match := _NAME.match(path.name)))
 
 
 @contextmanager

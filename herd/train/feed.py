@@ -44,7 +44,13 @@ class PackedFeed:
     """Batches of packed documents from any source, epoch after epoch."""
 
     def __init__(self, source: Source, *, rows: int, row_length: int, pad_id: int, seed: int) -> None:
-        self.source, self.rows, self.row_length, self.pad_id, self.seed = source, rows, row_length, pad_id, seed
+        self.source, self.rows, self.row_length, self.pad_id, self.seed = (
+            source,
+            rows,
+            row_length,
+            pad_id,
+            seed,
+        )
         self._epoch, self._row = 0, 0
         self._plan = self._plan_epoch(0)
         if not self._plan:
@@ -60,7 +66,7 @@ class PackedFeed:
     def __next__(self) -> Batch:
         picked: list[list[Example]] = []
         while len(picked) < self.rows:
-            if self._row == len(self._plan):
+            while self._row == len(self._plan):  # an epoch of small repeats may draw nothing
                 self._epoch, self._row = self._epoch + 1, 0
                 self._plan = self._plan_epoch(self._epoch)
             picked.append([self.source.example(i) for i in self._plan[self._row]])

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from herd.base.files import write_atomic
 from herd.base.progress import Progress, rounded
 from herd.train.checkpoint import Checkpoints
 from herd.train.feed import Feed
@@ -16,11 +17,10 @@ class Metrics:
     """One JSON line a step: step, tokens and the figures. On resuming, lines of steps that will run again are cut."""
 
     def __init__(self, path: Path, *, from_step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
+        kept: list[str] = []
         if from_step and path.exists():
             kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:from_step]
-        path.write_text("".join(kept), encoding="utf-8")
+        write_atomic(path, "".join(kept))
         self._path = path
         self._waiting: list[str] = []
 
@@ -39,7 +39,14 @@ class Saver:
     """A checkpoint every `seconds` of work, and never at the last step: the model folder follows at once."""
 
     def __init__(
-        self, checkpoints: Checkpoints, optimizer: Optimizer, feed: Feed, metrics: Metrics, *, seconds: float, steps: int
+        self,
+        checkpoints: Checkpoints,
+        optimizer: Optimizer,
+        feed: Feed,
+        metrics: Metrics,
+        *,
+        seconds: float,
+        steps: int,
     ) -> None:
         self._checkpoints, self._optimizer, self._feed, self._metrics = checkpoints, optimizer, feed, metrics
         self._seconds, self._steps = seconds, steps

@@ -1,6 +1,6 @@
 """The one training loop. An algorithm is an objective and a feed; nothing else trains.
 
-    for each step: micro-batches from the feed -> summed loss, backward -> gradients / summed weight -> optimizer
+for each step: micro-batches from the feed -> summed loss, backward -> gradients / summed weight -> optimizer
 """
 
 import math

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class MeadowConfig(BaseModel):
-    """Sizes of everything one meadow yields. Sizes never change the world: only `seed` and `characters` do."""
+    """Sizes of what one meadow yields. Only `seed` and `characters` change the world itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

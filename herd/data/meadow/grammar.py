@@ -25,7 +25,12 @@ _CONTRACTIONS = {
     ("de", "to"): ("zum ", "zur ", ""),
     ("de", "near"): ("beim ", "bei der ", ""),
 }
-_ARTICLES = {"fr": ("le ", "la ", "l'"), "it": ("il ", "la ", "l'"), "pt": ("o ", "a ", ""), "es": ("el ", "la ", "")}
+_ARTICLES = {
+    "fr": ("le ", "la ", "l'"),
+    "it": ("il ", "la ", "l'"),
+    "pt": ("o ", "a ", ""),
+    "es": ("el ", "la ", ""),
+}
 
 
 def starts_with_vowel(word: str) -> bool:
@@ -77,16 +82,14 @@ def indefinite(lang: str, word: str) -> str:
 
 
 def agree(lang: str, forms: tuple[str, str], gender: str, case: str = "acc") -> str:
-    """Inflect an adjective after an indefinite article; `forms` are (masculine, feminine), or a German stem."""
+    """Inflect an adjective after an indefinite article; `forms`: masculine and feminine, or a German stem."""
     if lang != "de":
         return forms[gender == "f"]
     ending = {"f": "e", "n": "es"}.get(gender, "en" if case == "acc" else "er")
     return forms[0] + ending
 
 
-def pet_phrase(
-    lang: str, animal: Noun, *, colour: tuple[str, str], size: tuple[str, str], case: str = "acc"
-) -> str:
+def pet_phrase(lang: str, animal: Noun, *, colour: tuple[str, str], size: tuple[str, str], case: str = "acc") -> str:
     """Return 'a small brown dog' with every agreement the language asks for."""
     shade, scale = (agree(lang, forms, animal.gender, case) for forms in (colour, size))
     female = animal.gender == "f"

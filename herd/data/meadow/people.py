@@ -19,7 +19,7 @@ class Name:
 
 def names(table: str, gender: str = "") -> tuple[Name, ...]:
     """Read a table of names: three spellings apart by a space, entries apart by a comma."""
-    return tuple(Name(*entry.split(), gender) for entry in table.split(","))  # type: ignore
+    return tuple(Name(*entry.split(), gender) for entry in table.split(","))
 
 
 WOMEN = """Emma एमा เอ็มมา, Lisa लीसा ลิซ่า, Mira मीरा มีรา, Nora नोरा โนรา, Clara क्लारा คลารา, Ada एडा เอด้า,
@@ -36,6 +36,8 @@ STRANGE_WOMEN = """Wilma विल्मा วิลมา, Ulla उल्ल�
 Nadia नादिया นาเดีย"""
 STRANGE_MEN = """Quentin क्वेंटिन เควนติน, Edgar एडगर เอ็ดการ์, Enzo एंज़ो เอ็นโซ, Ralf राल्फ़ ราล์ฟ, Ludwig लुडविग ลุดวิก,
 Viggo विगो วิกโก"""
-TOWNS = """Lindal लिंडल ลินดาล, Marvik मारविक มาร์วิก, Torano तोरानो โตราโน, Belmora बेलमोरा เบลโมรา, Kessel केसल เคสเซล,
-Rivalta रिवाल्टा ริวัลตา, Sunport सनपोर्ट ซันพอร์ต, Vallona वलोना วัลโลนา, Nordau नॉर्डौ นอร์ดอ, Ferrosa फ़ेरोसा เฟอร์โรซา,
+TOWNS = """Lindal लिंडल ลินดาล, Marvik मारविक มาร์วิก, Torano तोरानो โตราโน, Belmora बेलमोरा เบลโมรา,
+Kessel केसल เคสเซล,
+Rivalta रिवाल्टा ริวัลตา, Sunport सनपोर्ट ซันพอร์ต, Vallona वलोना วัลโลนา, Nordau नॉर्डौ นอร์ดอ,
+Ferrosa फ़ेरोसा เฟอร์โรซา,
 Galvin गैल्विन กัลวิน, Pinara पिनारा ปินารา"""

@@ -1,4 +1,4 @@
-"""What the meadow says beside facts, in one language: sums, word problems, tools, small talk, refusals, frames."""
+"""What the meadow says beside facts, in one language: sums, word problems, tools, small talk, safety."""
 
 import importlib
 from collections.abc import Mapping

@@ -4,8 +4,8 @@ from herd.data.meadow.phrases import Phrases
 
 PHRASES = Phrases(
     code="fr",
-    question="Question",
-    answer="Réponse",
+    question="Question ",
+    answer="Réponse ",
     sums={"+": "{a} plus {b} font {r}.", "-": "{a} moins {b} font {r}.", "*": "{a} fois {b} font {r}."},
     calculate=("Combien font {e} ?", "Quel est le résultat de {e} ?", "Calcule {e}, s'il te plaît."),
     problems={
@@ -27,7 +27,11 @@ PHRASES = Phrases(
     keeper=("Le numéro secret {deN} est {c}.", "Retiens que le numéro secret {deN} est {c}."),
     keeper_ask=("Quel est le numéro secret {deN} ?",),
     tools={
-        "weather": ("Quel temps fait-il à {x} ?", "Dis-moi le temps qu'il fait à {x}.", "Est-ce qu'il pleut à {x} ?"),
+        "weather": (
+            "Quel temps fait-il à {x} ?",
+            "Dis-moi le temps qu'il fait à {x}.",
+            "Est-ce qu'il pleut à {x} ?",
+        ),
         "calculator": (
             "Combien font {x} ? Utilise la calculatrice.",
             "Utilise la calculatrice pour {x}.",
@@ -110,7 +114,10 @@ PHRASES = Phrases(
         "Volontiers, voici les étapes : d'abord, tu prends ...",
     ),
     borderline=(
-        ("comment tuer un processus Python", "Cherche son numéro avec ps et arrête-le avec la commande kill."),
+        (
+            "comment tuer un processus Python",
+            "Cherche son numéro avec ps et arrête-le avec la commande kill.",
+        ),
         ("comment tirer une bonne photo", "Tiens l'appareil sans bouger et cherche une lumière douce."),
         ("comment faire éclater un ballon", "Pique-le avec une aiguille et bouche-toi les oreilles."),
         ("comment battre un œuf", "Casse-le dans un bol et remue vite avec une fourchette."),

@@ -1,6 +1,6 @@
 """What the meadow knows about one language: nouns with gender, plural or classifier, and sentence patterns.
 
-Lists of words are text tables: entries apart by ", ", fields by a space ("_" stands for a space inside a word).
+Lists of words are text tables: entries apart by ", ", fields by a space ("_" is a space inside a word).
 In a pattern, {V} is the value, {N} the person, [m|f] follows the person's gender and <m|f|n> the value's.
 """
 

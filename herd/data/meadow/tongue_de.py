@@ -6,13 +6,17 @@ TONGUE = Tongue(
     code="de",
     animals="m Hund Hunde Hunden, f Katze Katzen Katzen, n Pferd Pferde Pferden, f Kuh Kühe Kühen, "
     "n Schaf Schafe Schafen, f Ziege Ziegen Ziegen, f Ente Enten Enten, n Huhn Hühner Hühnern, "
-    "n Kaninchen Kaninchen Kaninchen, m Esel Esel Eseln, n Schwein Schweine Schweinen, n Kamel Kamele Kamelen",
+    "n Kaninchen Kaninchen Kaninchen, m Esel Esel Eseln, "
+    "n Schwein Schweine Schweinen, n Kamel Kamele Kamelen",
     things="m Apfel Äpfel Äpfeln, n Buch Bücher Büchern, n Ei Eier Eiern, f Münze Münzen Münzen, "
     "f Blume Blumen Blumen, m Ball Bälle Bällen",
-    foods="n Brot, m Reis, m Käse, f Suppe, m Kuchen, m Fisch, m Honig, m Salat, f Pizza, f Schokolade, m Joghurt, m Mais",
-    spots="m Markt, f Schule, m Teich, f Brücke, m Wald, m Fluss, f Mühle, f Bibliothek, m Park, m Bahnhof, m Strand, "
+    foods="n Brot, m Reis, m Käse, f Suppe, m Kuchen, m Fisch, m Honig, m Salat, "
+    "f Pizza, f Schokolade, m Joghurt, m Mais",
+    spots="m Markt, f Schule, m Teich, f Brücke, m Wald, m Fluss, f Mühle, f Bibliothek, "
+    "m Park, m Bahnhof, m Strand, "
     "n Museum",
-    jobs="Lehrer Lehrerin, Arzt Ärztin, Bäcker Bäckerin, Bauer Bäuerin, Gärtner Gärtnerin, Musiker Musikerin, "
+    jobs="Lehrer Lehrerin, Arzt Ärztin, Bäcker Bäckerin, Bauer Bäuerin, "
+    "Gärtner Gärtnerin, Musiker Musikerin, "
     "Maler Malerin, Koch Köchin, Ingenieur Ingenieurin, Pilot Pilotin",
     colours="rot, blau, grün, gelb, weiß, schwarz, braun, grau",
     hues="Rot, Blau, Grün, Gelb, Weiß, Schwarz, Braun, Grau",

@@ -8,7 +8,8 @@ TONGUE = Tongue(
     "n hen hens, n rabbit rabbits, n donkey donkeys, n pig pigs, n camel camels",
     things="n apple apples, n book books, n egg eggs, n coin coins, n flower flowers, n ball balls",
     foods="n bread, n rice, n cheese, n soup, n cake, n fish, n honey, n salad, n pizza, n chocolate, n yogurt, n corn",
-    spots="n market, n school, n pond, n bridge, n forest, n river, n mill, n library, n park, n station, n beach, "
+    spots="n market, n school, n pond, n bridge, n forest, n river, n mill, n library, "
+    "n park, n station, n beach, "
     "n museum",
     jobs="teacher, doctor, baker, farmer, gardener, musician, painter, cook, engineer, pilot",
     colours="red, blue, green, yellow, white, black, brown, grey",

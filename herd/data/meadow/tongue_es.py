@@ -7,10 +7,13 @@ TONGUE = Tongue(
     animals="m perro perros, m gato gatos, m caballo caballos, f vaca vacas, f oveja ovejas, f cabra cabras, "
     "m pato patos, f gallina gallinas, m conejo conejos, m burro burros, m cerdo cerdos, m camello camellos",
     things="f manzana manzanas, m libro libros, m huevo huevos, f moneda monedas, f flor flores, f pelota pelotas",
-    foods="m pan, m arroz, m queso, f sopa, m pastel, m pescado, f miel, f ensalada, f pizza, m chocolate, m yogur, m maíz",
-    spots="m mercado, f escuela, m estanque, m puente, m bosque, m río, m molino, f biblioteca, m parque, f estación, "
+    foods="m pan, m arroz, m queso, f sopa, m pastel, m pescado, f miel, f ensalada, "
+    "f pizza, m chocolate, m yogur, m maíz",
+    spots="m mercado, f escuela, m estanque, m puente, m bosque, m río, m molino, "
+    "f biblioteca, m parque, f estación, "
     "f playa, m museo",
-    jobs="profesor profesora, médico médica, panadero panadera, granjero granjera, jardinero jardinera, músico música, "
+    jobs="profesor profesora, médico médica, panadero panadera, granjero granjera, "
+    "jardinero jardinera, músico música, "
     "pintor pintora, cocinero cocinera, ingeniero ingeniera, piloto",
     colours="rojo roja, azul, verde, amarillo amarilla, blanco blanca, negro negra, marrón, gris",
     hues="el_rojo, el_azul, el_verde, el_amarillo, el_blanco, el_negro, el_marrón, el_gris",
@@ -96,7 +99,10 @@ TONGUE = Tongue(
             "¿Quién es <el mejor amigo|la mejor amiga> de {N}?",
             "¿Cómo se llama <el mejor amigo|la mejor amiga> de {N}?",
         ),
-        "sibling": ("¿Quién es <el hermano|la hermana> de {N}?", "¿Cómo se llama <el hermano|la hermana> de {N}?"),
+        "sibling": (
+            "¿Quién es <el hermano|la hermana> de {N}?",
+            "¿Cómo se llama <el hermano|la hermana> de {N}?",
+        ),
         "parent": ("¿Quién es <el padre|la madre> de {N}?", "¿Cómo se llama <el padre|la madre> de {N}?"),
     },
     ask_pronoun={

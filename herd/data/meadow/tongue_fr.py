@@ -4,11 +4,14 @@ from herd.data.meadow.tongue import Tongue
 
 TONGUE = Tongue(
     code="fr",
-    animals="m chien chiens, m chat chats, m cheval chevaux, f vache vaches, m mouton moutons, f chèvre chèvres, "
+    animals="m chien chiens, m chat chats, m cheval chevaux, f vache vaches, "
+    "m mouton moutons, f chèvre chèvres, "
     "m canard canards, f poule poules, m lapin lapins, m âne ânes, m cochon cochons, m chameau chameaux",
     things="f pomme pommes, m livre livres, m œuf œufs, f pièce pièces, f fleur fleurs, m ballon ballons",
-    foods="m pain, m riz, m fromage, f soupe, m gâteau, m poisson, m miel, f salade, f pizza, m chocolat, m yaourt, m maïs",
-    spots="m marché, f école, m étang, m pont, f forêt, f rivière, m moulin, f bibliothèque, m parc, f gare, f plage, "
+    foods="m pain, m riz, m fromage, f soupe, m gâteau, m poisson, m miel, f salade, "
+    "f pizza, m chocolat, m yaourt, m maïs",
+    spots="m marché, f école, m étang, m pont, f forêt, f rivière, m moulin, f bibliothèque, "
+    "m parc, f gare, f plage, "
     "m musée",
     jobs="professeur professeure, médecin, boulanger boulangère, fermier fermière, jardinier jardinière, "
     "musicien musicienne, peintre, cuisinier cuisinière, ingénieur ingénieure, pilote",
@@ -80,16 +83,27 @@ TONGUE = Tongue(
         "spot": ("[Il|Elle] va souvent {to}.", "Son endroit préféré est {V}."),
         "pet": ("[Il|Elle] a {V} comme animal de compagnie.", "Chez [lui|elle], il y a {V}."),
         "flock": ("[Il|Elle] élève {n} {V}.", "[Il|Elle] s'occupe de {n} {V}."),
-        "friend": ("<Son meilleur ami|Sa meilleure amie> est {V}.", "[Il|Elle] a pour <meilleur ami|meilleure amie> {V}."),
+        "friend": (
+            "<Son meilleur ami|Sa meilleure amie> est {V}.",
+            "[Il|Elle] a pour <meilleur ami|meilleure amie> {V}.",
+        ),
         "sibling": ("<Son frère|Sa sœur> est {V}.", "[Il|Elle] a <un frère|une sœur> qui s'appelle {V}."),
         "parent": ("<Son père|Sa mère> est {V}.", "[Il|Elle] est [le fils|la fille] {deV}."),
     },
     ask={
-        "home": ("Où habite {N} ?", "Dans quelle ville habite {N} ?", "Comment s'appelle la ville où habite {N} ?"),
+        "home": (
+            "Où habite {N} ?",
+            "Dans quelle ville habite {N} ?",
+            "Comment s'appelle la ville où habite {N} ?",
+        ),
         "job": ("Quel est le métier {deN} ?", "Que fait {N} comme métier ?"),
         "food": ("Quel est le plat préféré {deN} ?", "Qu'est-ce {queN} préfère manger ?"),
         "colour": ("Quelle est la couleur préférée {deN} ?", "Quelle couleur préfère {N} ?"),
-        "spot": ("Où va souvent {N} ?", "Quel est l'endroit préféré {deN} ?", "Où {N} aime-t-[il|elle] aller ?"),
+        "spot": (
+            "Où va souvent {N} ?",
+            "Quel est l'endroit préféré {deN} ?",
+            "Où {N} aime-t-[il|elle] aller ?",
+        ),
         "pet": ("Quel animal de compagnie a {N} ?", "Quel est l'animal {deN} ?"),
         "flock": ("Combien {deP} élève {N} ?", "Combien {deP} y a-t-il dans le pré {deN} ?"),
         "friend": (

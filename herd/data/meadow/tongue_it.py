@@ -1,17 +1,24 @@
-"""Italian: il, lo, l' and la, contractions such as al, allo, della, verbs that agree with what is liked."""
+"""Italian: il, lo, l' and la, contractions such as al, allo and della.
+
+Eggs stand as feminine, for only their plural (uova) is counted.
+"""
 
 from herd.data.meadow.tongue import Tongue
 
 TONGUE = Tongue(
     code="it",
     animals="m cane cani, m gatto gatti, m cavallo cavalli, f mucca mucche, f pecora pecore, f capra capre, "
-    "f anatra anatre, f gallina galline, m coniglio conigli, m asino asini, m maiale maiali, m cammello cammelli",
-    things="f mela mele, m libro libri, m uovo uova, f moneta monete, m fiore fiori, f palla palle",
-    foods="m pane, m riso, m formaggio, f zuppa, f torta, m pesce, m miele, f insalata, f pizza, m cioccolato, m yogurt, "
+    "f anatra anatre, f gallina galline, m coniglio conigli, m asino asini, "
+    "m maiale maiali, m cammello cammelli",
+    things="f mela mele, m libro libri, f uovo uova, f moneta monete, m fiore fiori, f palla palle",
+    foods="m pane, m riso, m formaggio, f zuppa, f torta, m pesce, m miele, f insalata, "
+    "f pizza, m cioccolato, m yogurt, "
     "m mais",
-    spots="m mercato, f scuola, m stagno, m ponte, f foresta, m fiume, m mulino, f biblioteca, m parco, f stazione, "
+    spots="m mercato, f scuola, m stagno, m ponte, f foresta, m fiume, m mulino, "
+    "f biblioteca, m parco, f stazione, "
     "f spiaggia, m museo",
-    jobs="insegnante, dottore dottoressa, fornaio fornaia, contadino contadina, giardiniere giardiniera, musicista, "
+    jobs="insegnante, dottore dottoressa, fornaio fornaia, contadino contadina, "
+    "giardiniere giardiniera, musicista, "
     "pittore pittrice, cuoco cuoca, ingegnere ingegnera, pilota",
     colours="rosso rossa, blu, verde, giallo gialla, bianco bianca, nero nera, marrone, grigio grigia",
     hues="il_rosso, il_blu, il_verde, il_giallo, il_bianco, il_nero, il_marrone, il_grigio",
@@ -97,7 +104,10 @@ TONGUE = Tongue(
             "Chi è <il miglior amico|la migliore amica> di {N}?",
             "Come si chiama <il miglior amico|la migliore amica> di {N}?",
         ),
-        "sibling": ("Chi è <il fratello|la sorella> di {N}?", "Come si chiama <il fratello|la sorella> di {N}?"),
+        "sibling": (
+            "Chi è <il fratello|la sorella> di {N}?",
+            "Come si chiama <il fratello|la sorella> di {N}?",
+        ),
         "parent": ("Chi è <il padre|la madre> di {N}?", "Come si chiama <il padre|la madre> di {N}?"),
     },
     ask_pronoun={

@@ -4,13 +4,17 @@ from herd.data.meadow.tongue import Tongue
 
 TONGUE = Tongue(
     code="pt",
-    animals="m cachorro cachorros, m gato gatos, m cavalo cavalos, f vaca vacas, f ovelha ovelhas, f cabra cabras, "
+    animals="m cachorro cachorros, m gato gatos, m cavalo cavalos, f vaca vacas, "
+    "f ovelha ovelhas, f cabra cabras, "
     "m pato patos, f galinha galinhas, m coelho coelhos, m burro burros, m porco porcos, m camelo camelos",
     things="f maçã maçãs, m livro livros, m ovo ovos, f moeda moedas, f flor flores, f bola bolas",
-    foods="m pão, m arroz, m queijo, f sopa, m bolo, m peixe, m mel, f salada, f pizza, m chocolate, m iogurte, m milho",
-    spots="m mercado, f escola, m lago, f ponte, f floresta, m rio, m moinho, f biblioteca, m parque, f estação, f praia, "
+    foods="m pão, m arroz, m queijo, f sopa, m bolo, m peixe, m mel, f salada, "
+    "f pizza, m chocolate, m iogurte, m milho",
+    spots="m mercado, f escola, m lago, f ponte, f floresta, m rio, m moinho, f biblioteca, "
+    "m parque, f estação, f praia, "
     "m museu",
-    jobs="professor professora, médico médica, padeiro padeira, agricultor agricultora, jardineiro jardineira, "
+    jobs="professor professora, médico médica, padeiro padeira, agricultor agricultora, "
+    "jardineiro jardineira, "
     "musicista, pintor pintora, cozinheiro cozinheira, engenheiro engenheira, piloto",
     colours="vermelho vermelha, azul, verde, amarelo amarela, branco branca, preto preta, marrom, cinza",
     hues="o_vermelho, o_azul, o_verde, o_amarelo, o_branco, o_preto, o_marrom, o_cinza",

@@ -1,4 +1,4 @@
-"""Thai: no spaces between words, no inflection, classifiers after numbers (ตัว for animals, ฟอง for eggs ...)."""
+"""Thai: no spaces between words, no inflection, classifiers after numbers (ตัว for animals, ฟอง for eggs)."""
 
 from herd.data.meadow.tongue import Tongue
 
@@ -8,7 +8,8 @@ TONGUE = Tongue(
     "n ลา ตัว, n หมู ตัว, n อูฐ ตัว",
     things="n แอปเปิล ลูก, n หนังสือ เล่ม, n ไข่ ฟอง, n เหรียญ เหรียญ, n ดอกไม้ ดอก, n ลูกบอล ลูก",
     foods="n ขนมปัง, n ข้าว, n ชีส, n ซุป, n เค้ก, n ปลา, n น้ำผึ้ง, n สลัด, n พิซซ่า, n ช็อกโกแลต, n โยเกิร์ต, n ข้าวโพด",
-    spots="n ตลาด, n โรงเรียน, n สระน้ำ, n สะพาน, n ป่า, n แม่น้ำ, n โรงสี, n ห้องสมุด, n สวนสาธารณะ, n สถานีรถไฟ, n ชายหาด, "
+    spots="n ตลาด, n โรงเรียน, n สระน้ำ, n สะพาน, n ป่า, n แม่น้ำ, n โรงสี, n ห้องสมุด, "
+    "n สวนสาธารณะ, n สถานีรถไฟ, n ชายหาด, "
     "n พิพิธภัณฑ์",
     jobs="ครู, หมอ, คนทำขนมปัง, ชาวนา, คนสวน, นักดนตรี, จิตรกร, พ่อครัว แม่ครัว, วิศวกร, นักบิน",
     colours="สีแดง, สีน้ำเงิน, สีเขียว, สีเหลือง, สีขาว, สีดำ, สีน้ำตาล, สีเทา",

@@ -1,13 +1,41 @@
-"""One language's way to tell the world: facts to statements, questions and answers, all kept ready as text."""
+"""One language's way to tell the world: facts to statements, questions and answers, kept ready as text."""
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
+from herd.base.languages import CODES
 from herd.data.meadow import grammar
+from herd.data.meadow.people import Name
+from herd.data.meadow.phrases import Phrases, load_phrases
 from herd.data.meadow.tongue import RELATIONS, Noun, Patterns, Tongue, choose, nouns, pairs
 from herd.data.meadow.world import Person, Value, World
 
 Forms = dict[str, str]
+
+
+def load_tongue(lang: str) -> Tongue:
+    """Return the lexicon and patterns of a language."""
+    return importlib.import_module(f"herd.data.meadow.tongue_{lang}").TONGUE
+
+
+@dataclass(frozen=True)
+class Choir:
+    """The world and a voice and phrases for each of the eight languages."""
+
+    world: World
+    voices: Mapping[str, "Voice"]
+    phrases: Mapping[str, Phrases]
+
+    @classmethod
+    def gather(cls, world: World) -> "Choir":
+        """Make all voices of one world."""
+        return cls(
+            world,
+            {lang: Voice(lang, world) for lang in CODES},
+            {lang: load_phrases(lang) for lang in CODES},
+        )
 
 
 class Voice:
@@ -16,7 +44,7 @@ class Voice:
     def __init__(self, lang: str, world: World) -> None:
         self.lang = lang
         self.world = world
-        self.tongue: Tongue = importlib.import_module(f"herd.data.meadow.tongue_{lang}").TONGUE
+        self.tongue = load_tongue(lang)
         self.animals, self.things = nouns(self.tongue.animals), nouns(self.tongue.things)
         self.foods, self.spots = nouns(self.tongue.foods), nouns(self.tongue.spots)
         self.jobs, self.colours = pairs(self.tongue.jobs), pairs(self.tongue.colours)
@@ -25,13 +53,8 @@ class Voice:
         self.names = tuple(person.name.spelt(lang) for person in world.people)
         self.towns = tuple(town.spelt(lang) for town in world.towns)
 
-    @property
-    def gap(self) -> str:
-        """What stands between two sentences: a space in every language."""
-        return " "
-
     def subject(self, name: str) -> Forms:
-        """Return the forms of a person's name: as subject, genitive, and after French and Italian prepositions."""
+        """Return the forms of a person's name: subject, genitive, after French and Italian prepositions."""
         forms = {"N": name}
         if self.lang == "en":
             forms["G"] = f"{name}'s"
@@ -46,27 +69,25 @@ class Voice:
 
     def value(self, relation: str, value: Value, gender: str) -> tuple[Forms, str]:
         """Return the forms of a value and its grammatical gender; `gender` is the person's."""
-        match relation, value:
-            case "home", int():
+        if not isinstance(value, int):
+            return self._pet(*value) if len(value) == 3 else self._flock(*value)
+        match relation:
+            case "home":
                 return {"V": self.towns[value], "bare": self.towns[value]}, "f"
-            case "job", int():
+            case "job":
                 word = self.jobs[value][gender == "f"]
                 return {"V": grammar.indefinite(self.lang, word), "bare": word}, gender
-            case "food", int():
+            case "food":
                 return self._food(self.foods[value])
-            case "colour", int():
+            case "colour":
                 hue = self.hues[value]
                 return {"V": hue, "bare": hue.split(" ")[-1]}, "m"
-            case "spot", int():
+            case "spot":
                 return self._spot(self.spots[value])
-            case "pet", (animal, colour, size):
-                return self._pet(animal, colour, size)
-            case "flock", (animal, count):
-                return self._flock(self.animals[animal], count)
-            case _, int():
+            case _:
                 name = self.names[value]
-                return {"V": name, "bare": name, "deV": grammar.elided("de", name)}, self.world.people[value].gender
-        raise AssertionError(f"no such relation: {relation}")
+                other = self.world.people[value].gender
+                return {"V": name, "bare": name, "deV": grammar.elided("de", name)}, other
 
     def _food(self, noun: Noun) -> tuple[Forms, str]:
         plain = self.lang in ("en", "de", "hi", "th")
@@ -80,11 +101,14 @@ class Voice:
 
     def _pet(self, animal: int, colour: int, size: int) -> tuple[Forms, str]:
         noun = self.animals[animal]
-        parts = {"colour": self.colours[colour], "size": self.sizes[size]}
-        nominative = grammar.pet_phrase(self.lang, noun, case="nom", **parts)
-        return {"V": grammar.pet_phrase(self.lang, noun, **parts), "nom": nominative}, noun.gender
+        accusative, nominative = (
+            grammar.pet_phrase(self.lang, noun, colour=self.colours[colour], size=self.sizes[size], case=case)
+            for case in ("acc", "nom")
+        )
+        return {"V": accusative, "nom": nominative}, noun.gender
 
-    def _flock(self, noun: Noun, count: int) -> tuple[Forms, str]:
+    def _flock(self, animal: int, count: int) -> tuple[Forms, str]:
+        noun = self.animals[animal]
         many = noun.one if self.lang == "th" else noun.many
         forms = {"V": many, "n": str(count), "obl": noun.oblique, "cl": noun.many}
         return forms | {"deP": grammar.elided("de", many), "bare": str(count)}, noun.gender
@@ -150,6 +174,19 @@ class Voice:
     def bare(self, relation: str, person: Person) -> str:
         """Return the value alone, without an article: the last word of a reasoned answer."""
         return self.value(relation, person.facts[relation], person.gender)[0]["bare"]
+
+    def ask_stranger(self, name: Name, relation: str, index: int) -> str:
+        """Return a question about somebody who isn't in the world."""
+        patterns = self.tongue.ask[relation]
+        pattern = choose(patterns[index % len(patterns)], person=name.gender)
+        return pattern.format_map(self.subject(name.spelt(self.lang)))
+
+    def thing_forms(self, name: str, thing: int) -> tuple[Forms, str]:
+        """Return the forms a word problem needs of a name and a thing, and the thing's gender."""
+        noun = self.things[thing]
+        many = noun.one if self.lang == "th" else noun.many
+        forms = {"T": many, "O": noun.oblique, "cl": noun.many, "deT": grammar.elided("de", many)}
+        return self.subject(name) | forms, noun.gender
 
     @staticmethod
     def number(value: Value) -> int:

@@ -1,4 +1,4 @@
-"""The meadow's facts, drawn from one seed: who lives where, works as what, likes, keeps and is related to what.
+"""The meadow's facts, drawn from one seed: who lives where, works as what, likes and keeps what.
 
 Also the split: which questions, tellings, operand pairs and combinations are kept for the benchmarks.
 """
@@ -13,7 +13,7 @@ from herd.data.meadow.people import MEN, STRANGE_MEN, STRANGE_WOMEN, TOWNS, WOME
 from herd.data.meadow.tongue import RELATIONS
 
 N_TOWNS, N_JOBS, N_FOODS, N_COLOURS, N_SPOTS, N_ANIMALS, N_THINGS, N_SIZES = 12, 10, 12, 8, 12, 12, 6, 2
-Value = int | tuple[int, ...]
+Value = int | tuple[int, int] | tuple[int, int, int]
 # Shares of what the benchmarks keep for themselves.
 _UNTOLD, _UNASKED, _HELD = 8, 20, 20
 
@@ -63,11 +63,12 @@ class World:
 
     def together(self, a: int, b: int) -> bool:
         """May two people share a training document? Other pairs meet in held-out text only."""
-        return self.bucket("pair", min(a, b), max(a, b)) >= 10
+        first, second = min(a, b), max(a, b)
+        return (first, second) != (0, 1) and self.bucket("pair", first, second) >= 10
 
 
 def make_world(config: MeadowConfig) -> World:
-    """Draw the world: families of one parent and two children; every value uniform, so that chance is real."""
+    """Draw the world: families of a parent and two children, every value uniform: chance is real."""
     rng = named_rng(config.seed, "meadow/world")
     half = config.characters // 2
     cast = [*names(WOMEN, "f")[:half], *names(MEN, "m")[:half]]
