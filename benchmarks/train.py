@@ -1,12 +1,12 @@
 """Training speed: herd's loop against plain `transformers` loops, same documents, same shape, same machine.
 
-    herd             rows packed with whole documents, none sees another; PackedFeed + NextToken + Optimizer + fit
-    padded           what people write: documents padded to the longest of the batch, model(**batch).loss, float32
-    padded bf16      the same under torch.autocast, with the fused AdamW
-    concatenated     documents end to end, cut into full rows, attention across documents; the better of the two types
+    herd           rows packed with whole documents, none sees another: PackedFeed, NextToken, Optimizer, fit
+    padded         what people write: batches padded to the longest document, model(**batch).loss, float32
+    padded bf16    the same under torch.autocast, with the fused AdamW
+    concatenated   documents end to end, cut into full rows, attention across documents; herd's number format
 
-Only tokens that carry a loss count. Rounds are interleaved (A B C D A B C D ...), so that a busy machine slows all
-alike, and the ratio is taken within a round.   Run: python benchmarks/train.py   Needs: pip install 'herd[reference]'
+Only tokens that carry a loss count. Rounds are interleaved (A B C D A B C D ...), so that a busy machine slows
+all alike, and ratios are taken within a round. Run `python benchmarks/train.py`; needs the `reference` extra.
 """
 
 import argparse
@@ -57,7 +57,7 @@ Contender = Callable[[int], tuple[int, float]]
 
 @dataclass(frozen=True)
 class Peer:
-    """How a plain loop is written: padded or concatenated, under autocast or not, with the fused AdamW or not."""
+    """How a plain loop is written: padded or concatenated, in which format, with which AdamW."""
 
     padded: bool
     autocast: bool
@@ -65,7 +65,7 @@ class Peer:
 
 
 def documents(count: int = 4000, seed: int = 0) -> list[np.ndarray]:
-    """Return random documents of 20 to 150 ids, the frequencies Zipf's, so that there is something to learn."""
+    """Return random documents of 20 to 150 ids, their frequencies Zipf's: there is something to learn."""
     rng = np.random.default_rng(seed)
     frequency = 1.0 / np.arange(1, SHAPE.vocab_size)
     lengths = rng.integers(SHORTEST, LONGEST + 1, count)
@@ -130,7 +130,7 @@ def plain_loop(machine: Machine, peer: Peer) -> Contender:
 
 
 def padded(texts: list[np.ndarray]) -> Iterator[dict[str, Tensor]]:
-    """Yield batches of as many documents as fill a batch of herd's on average, padded to the longest of them."""
+    """Yield batches of as many documents as fill one of herd's on average, padded to the longest."""
     size = round(BATCH_TOKENS / ((SHORTEST + LONGEST) / 2))
     rng = np.random.default_rng(0)
     while True:
@@ -202,7 +202,10 @@ def alone(name: str, machine: Machine) -> None:
 
 def compare(machine: Machine, options: argparse.Namespace) -> None:
     """Run all contenders in interleaved rounds and print the table."""
-    loops = {name: build() for name, build in contenders(machine).items()}
+    builders = contenders(machine)
+    # first, while this process is small: a child's peak starts from its parent's
+    peaks = {name: memory(name, options) for name in builders}
+    loops = {name: build() for name, build in builders.items()}
     speeds: dict[str, list[float]] = {name: [] for name in loops}
     losses: dict[str, float] = {}
     for run in loops.values():
@@ -213,21 +216,19 @@ def compare(machine: Machine, options: argparse.Namespace) -> None:
             speeds[name].append(speed)
     print(
         f"{machine.name}, {os.cpu_count()} cores, {machine.threads} threads, PyTorch {torch.__version__}\n"
-        f"{SHAPE.parameters():,} parameters (dim {SHAPE.dim}, {SHAPE.n_layers} layers, vocabulary {SHAPE.vocab_size}), "
-        f"herd in {str(machine.dtype).removeprefix('torch.')}\n"
+        f"{SHAPE.parameters():,} parameters (dim {SHAPE.dim}, {SHAPE.n_layers} layers, "
+        f"vocabulary {SHAPE.vocab_size}), herd in {str(machine.dtype).removeprefix('torch.')}\n"
         f"documents of {SHORTEST}-{LONGEST} tokens, about {BATCH_TOKENS:,} tokens an update, "
         f"{options.rounds} interleaved rounds of {options.steps} updates\n"
     )
-    print(
-        "| loop | tokens/s, median | lowest - highest | herd is faster by | in each round | loss | peak memory |"
-    )
+    print("| loop | tokens/s, median | lowest - highest | herd's gain, median | range | loss | peak memory |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, values in speeds.items():
         ratios = [ours / theirs for ours, theirs in zip(speeds["herd"], values, strict=True)]
         print(
             f"| {name} | {statistics.median(values):,.0f} | {min(values):,.0f} - {max(values):,.0f} "
             f"| {statistics.median(ratios):.2f} x | {min(ratios):.2f} - {max(ratios):.2f} "
-            f"| {losses[name]:.3f} | {memory(name, options):,.0f} MiB |"
+            f"| {losses[name]:.3f} | {peaks[name]:,.0f} MiB |"
         )
 
 

@@ -49,9 +49,7 @@ class Fake:
         reads, writes = {"corpus/documents.jsonl": "ab" * 32}, {f"out/{step}": "cd" * 32}
         self.add("stage", step, facts=facts, cost=cost, reads=reads, writes=writes, fingerprint="ef" * 32)
 
-    def train(
-        self, step: str, model: str, *, tokens: int, seconds: float, config: dict[str, int] = FLAGSHIP
-    ) -> None:
+    def train(self, step: str, model: str, *, tokens: int, seconds: float, config: dict[str, int] = FLAGSHIP) -> None:
         facts = {
             "model": model,
             "parameters": 1_843_200 if config is FLAGSHIP else 612_736,
@@ -92,9 +90,7 @@ class Fake:
 def parts(keys: Sequence[str], value: float, n: int = 25) -> dict[str, dict[str, float]]:
     """Return a breakdown in which the keys' values spread around `value`."""
     spread = {key: min(0.99, value * (0.85 + 0.3 * i / len(keys))) for i, key in enumerate(keys)}
-    return {
-        k: {"value": v, "stderr": math.sqrt(max(v * (1 - v), 1e-4) / n), "n": n} for k, v in spread.items()
-    }
+    return {k: {"value": v, "stderr": math.sqrt(max(v * (1 - v), 1e-4) / n), "n": n} for k, v in spread.items()}
 
 
 def curation() -> dict[str, Any]:
@@ -107,9 +103,7 @@ def curation() -> dict[str, Any]:
     return {
         "documents": 24_310,
         "bytes": 7_912_345,
-        "rules": {
-            r: {"dropped": 31 + 7 * i, "bytes": 9000 + i, "examples": [example]} for i, r in enumerate(rules)
-        },
+        "rules": {r: {"dropped": 31 + 7 * i, "bytes": 9000 + i, "examples": [example]} for i, r in enumerate(rules)},
         "languages": {code: {"documents": 3000, "bytes": 990_000 + i} for i, code in enumerate(CODES)},
         "undated": 122,
         "newest_date": "2026-06-29",

@@ -166,13 +166,9 @@ LAYOUTS = [
 ]
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-spiky = st.one_of(
-    text, st.sampled_from(["<|eot_id|>", "\"'\\", "</function>", '"})]', "\n\n", "it's \\d", "{", "é"])
-)
+spiky = st.one_of(text, st.sampled_from(["<|eot_id|>", "\"'\\", "</function>", '"})]', "\n\n", "it's \\d", "{", "é"]))
 values = st.recursive(
-    st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), spiky
-    ),
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), spiky),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(spiky, inner, max_size=3)),
     max_leaves=6,
 )
@@ -213,9 +209,7 @@ def test_decode_undoes_encode(layout: Layout, some: list[Message], system: str, 
 def test_text_never_becomes_a_control_token(rows: list[tuple[Any, str]], around: str) -> None:
     hostile = "".join((around, *specials.SPECIAL_TOKENS[:11], around))
     tool = Tool(f"t{hostile}", hostile, {"properties": {hostile: {}}})
-    dialog = Dialog(
-        (Message("user", hostile), *(Message(role, hostile + content) for role, content in rows)), (tool,)
-    )
+    dialog = Dialog((Message("user", hostile), *(Message(role, hostile + content) for role, content in rows)), (tool,))
     encoded = DialogCodec(BYTES, Layout(tool_prompt="compact")).encode(dialog)
     controls = [i for i in encoded.ids if i >= BYTES.n_ranks]
     start, end = BYTES.special_ids[specials.START_HEADER], BYTES.special_ids[specials.END_HEADER]
@@ -230,9 +224,7 @@ def test_text_never_becomes_a_control_token(rows: list[tuple[Any, str]], around:
     st.data(),
 )
 @settings(deadline=None, max_examples=150)
-def test_a_stream_reads_as_the_whole(
-    body: str, before: str, after: str, tag: bool, data: st.DataObject
-) -> None:
+def test_a_stream_reads_as_the_whole(body: str, before: str, after: str, tag: bool, data: st.DataObject) -> None:
     tail = [BYTES.eom_id] if data.draw(st.booleans()) else []
     middle = [BYTES.python_tag_id] if tag else []
     ids = [*BYTES.encode(before), *middle, *BYTES.encode(body + after), *tail]
@@ -318,9 +310,7 @@ def test_hostile_output_is_read_quickly_and_without_an_exception(hostile: str) -
 
 def test_a_stream_holds_back_no_more_than_it_must() -> None:
     finder = CallFinder(["a.b"])
-    shown = [
-        finder.push(piece) for piece in ("สวัสดี", "ครับ", " see [", "note] {", "x} ", "a.", "b <fun", "ny")
-    ]
+    shown = [finder.push(piece) for piece in ("สวัสดี", "ครับ", " see [", "note] {", "x} ", "a.", "b <fun", "ny")]
     assert shown == ["สวัสดี", "ครับ", " see ", "[note] ", "{x} ", "", "a.b ", "<"]
     assert finder.finish().content == "funny"
     started = time.perf_counter()

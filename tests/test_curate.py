@@ -29,9 +29,7 @@ OPENERS = ["The", "One", "Another", "Every", "This", "Some", "No"]
 
 
 def sentence(rng: random.Random) -> str:
-    words = [
-        rng.choice(part) for part in (OPENERS, NOUNS, VERBS, ["a", "the", "its", "our"], NOUNS, PLACES, HOW)
-    ]
+    words = [rng.choice(part) for part in (OPENERS, NOUNS, VERBS, ["a", "the", "its", "our"], NOUNS, PLACES, HOW)]
     return " ".join(words) + "."
 
 
@@ -121,9 +119,7 @@ def test_duplicates_keep_the_first_and_numbers_make_a_difference(tmp_path: Path)
     shouted = Document("loud", base[0].text.upper().replace(" ", "  "), "en", "s", None, None)
     edited = Document("edited", base[1].text + " Yes.", "en", "s", None, None)
     sums = [
-        Document(
-            f"sum{i}", f"{i} + {i + 1} = {2 * i + 1}. {i} - 1 = {i - 1}.", "en", "s", None, None, "arithmetic"
-        )
+        Document(f"sum{i}", f"{i} + {i + 1} = {2 * i + 1}. {i} - 1 = {i - 1}.", "en", "s", None, None, "arithmetic")
         for i in range(10, 30)
     ]
     result = run([*base, shouted, edited, *sums], tmp_path, heldout=0.0, quality=False)
@@ -138,9 +134,7 @@ def test_duplicates_keep_the_first_and_numbers_make_a_difference(tmp_path: Path)
 def test_near_duplicates_are_not_chained(tmp_path: Path) -> None:
     rng = random.Random(5)
     pieces = [sentence(rng) for _ in range(60)]
-    sliding = [
-        Document(f"w{i}", " ".join(pieces[i : i + 30]), "en", "s", None, None) for i in range(0, 31, 3)
-    ]
+    sliding = [Document(f"w{i}", " ".join(pieces[i : i + 30]), "en", "s", None, None) for i in range(0, 31, 3)]
     result = run(sliding, tmp_path, heldout=0.0, quality=False)
     kept = [row["id"] for row in rows(result.documents)]
     assert kept[0] == "w0"
@@ -148,19 +142,13 @@ def test_near_duplicates_are_not_chained(tmp_path: Path) -> None:
 
 
 def test_languages_are_relabelled_dropped_or_believed(tmp_path: Path) -> None:
-    german = (
-        "Der alte Lehrer geht jeden Morgen durch den Garten und erzählt den Kindern von seiner langen Reise."
-    )
-    russian = (
-        "Старый учитель каждое утро идёт через сад и рассказывает детям о своём долгом путешествии на север."
-    )
+    german = "Der alte Lehrer geht jeden Morgen durch den Garten und erzählt den Kindern von seiner langen Reise."
+    russian = "Старый учитель каждое утро идёт через сад и рассказывает детям о своём долгом путешествии на север."
     documents = [
         Document("a", german, "en", "s", None, None),
         Document("b", russian, "en", "s", None, None),
         Document("c", german + " Danach trinkt er Tee.", None, "s", None, None),
-        Document(
-            "d", "Morgen kommt der alte Lehrer und bringt allen Kindern Brot.", "de-AT", "s", None, None
-        ),
+        Document("d", "Morgen kommt der alte Lehrer und bringt allen Kindern Brot.", "de-AT", "s", None, None),
         Document("e", russian + " И ещё раз.", "ru", "s", None, None),
     ]
     result = run(documents, tmp_path, **PLAIN)
@@ -249,9 +237,7 @@ def test_personal_data_becomes_stand_ins(tmp_path: Path) -> None:
         assert scrubbed.text == f"Please write to {STAND_INS[kind]} before noon."
         assert scrubbed.found == Counter({kind: 1})
         assert not personal.scrub(scrubbed.text, "en").found.total()  # scrubbing twice changes nothing
-    harmless = (
-        "On 2024-05-01 at 10:30 the server 192.168.0.1 sent 1 234 567 rows, version 3.14.159, item 4000-1234."
-    )
+    harmless = "On 2024-05-01 at 10:30 the server 192.168.0.1 sent 1 234 567 rows, version 3.14.159, item 4000-1234."
     assert personal.scrub(harmless, "en").text == harmless
 
 
@@ -327,12 +313,8 @@ def test_the_dirty_sample_is_cleaned_and_its_controls_are_kept(tmp_path: Path, s
             seen[issue["type"]] += 1
             caught[issue["type"]] += not same or ("of" in issue and issue["of"] not in after)
             partners.add(issue.get("of"))
-    assert {
-        kind: caught[kind] / seen[kind] for kind in CAUGHT if caught[kind] < CAUGHT[kind] * seen[kind]
-    } == {}
-    controls = [
-        label["id"] for label in labels if label["expected"] == "keep" and label["id"] not in partners
-    ]
+    assert {kind: caught[kind] / seen[kind] for kind in CAUGHT if caught[kind] < CAUGHT[kind] * seen[kind]} == {}
+    controls = [label["id"] for label in labels if label["expected"] == "keep" and label["id"] not in partners]
     assert sum(name in after for name in controls) >= 0.95 * len(controls)
 
 

@@ -51,9 +51,7 @@ def test_certificates_count_as_zero_and_the_rest_at_the_market_intensity():
     assert market_based_g(2.0, intensity=400, certificates=1.0) == 0
 
 
-@pytest.mark.parametrize(
-    "bad", [{"pue": 0.9}, {"watts_per_device": -1}, {"certificates": 2}, {"intensity": 475}]
-)
+@pytest.mark.parametrize("bad", [{"pue": 0.9}, {"watts_per_device": -1}, {"certificates": 2}, {"intensity": 475}])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValidationError):
         EnergyConfig(**bad)

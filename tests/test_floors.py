@@ -65,9 +65,7 @@ class Import:
 def imports_of(source: str, module: str, *, is_package: bool) -> Iterator[Import]:
     """Yield every import of herd in a module's source: absolute, relative, lazy, under TYPE_CHECKING, by importlib."""
     tree = ast.parse(source)
-    functions = [
-        n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    ]
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)]
     inside = {id(child) for function in functions for child in ast.walk(function)}
     for node in ast.walk(tree):
         for name in _names(node, module, is_package):
@@ -104,9 +102,7 @@ def found(file: Path) -> list[Import]:
     """Return herd's imports in one file."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     is_package = parts[-1] == "__init__"
-    return list(
-        imports_of(file.read_text(), ".".join(parts[:-1] if is_package else parts), is_package=is_package)
-    )
+    return list(imports_of(file.read_text(), ".".join(parts[:-1] if is_package else parts), is_package=is_package))
 
 
 def test_every_package_stands_on_a_floor() -> None:

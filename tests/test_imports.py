@@ -14,9 +14,7 @@ VERBS = ["raise", "chat", "curate", "tokenizer", "pretrain", "distil", "sft", "d
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command in a wide terminal without colours."""
     plain = os.environ | {"COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"}
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=plain, timeout=120, check=False
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=plain, timeout=120, check=False)
 
 
 def modules(*packages: str) -> list[str]:
@@ -69,8 +67,6 @@ def test_help_takes_under_half_a_second() -> None:
 
 def test_herd_alone_shows_the_verbs_in_the_order_one_meets_them() -> None:
     done = run(HERD)
-    words = [
-        line.strip("│ ").split()[:1] for line in (done.stdout + done.stderr).splitlines() if line.strip("│ ")
-    ]
+    words = [line.strip("│ ").split()[:1] for line in (done.stdout + done.stderr).splitlines() if line.strip("│ ")]
     assert [first for (first,) in words if first in VERBS] == VERBS
     assert "Traceback" not in done.stderr

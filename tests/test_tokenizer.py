@@ -170,9 +170,7 @@ def test_learned_tokenizer_encodes_as_the_library_that_trained_it(
     assert sorted(ids.values()) == list(range(learned.n_ranks))
     for code in CODES:
         for text in texts[code][:: max(1, len(texts[code]) // 20)]:
-            assert learned.encode(text[:5000]) == [
-                ids[name] for name in library.encode(text[:5000]).tokens
-            ], code
+            assert learned.encode(text[:5000]) == [ids[name] for name in library.encode(text[:5000]).tokens], code
 
 
 def test_no_token_spans_two_digits_unless_asked(texts: dict[str, list[str]], learned: Tokenizer) -> None:

@@ -29,9 +29,7 @@ def toy_model(config: ModelConfig = TOY, *, seed: int = 0, std: float = 0.2) -> 
     return model
 
 
-def toy_documents(
-    lengths: Sequence[int], *, vocab_size: int = TOY.vocab_size, seed: int = 0
-) -> list[list[int]]:
+def toy_documents(lengths: Sequence[int], *, vocab_size: int = TOY.vocab_size, seed: int = 0) -> list[list[int]]:
     """Draw documents of so many ids whose next token depends on the last two, so that there is something to learn."""
     rng = np.random.default_rng(seed)
     documents = []

@@ -1,11 +1,11 @@
-"""Direct preference optimisation as Llama 3 does it (arXiv:2407.21783, section 4.1.4; Rafailov et al. 2023, equation 7).
+"""Direct preference optimisation as Llama 3 does it (arXiv:2407.21783, section 4.1.4; Rafailov et al. 2023, eq. 7).
 
 Formatting tokens (headers, terminators) are masked out of the preference loss, so that a model doesn't unlearn
 to stop, and the chosen answer keeps a next-token term of coefficient 0.2.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from herd.align.dialogs import Pair
+from herd.base.errors import DataError
 from herd.base.seeds import named_seed
 from herd.model.transformer import Transformer
 from herd.train.batch import Batch, collate
@@ -30,10 +31,8 @@ class PairBatch(Batch):
 
     def to(self, device: torch.device) -> "PairBatch":
         """Return the batch on a device."""
-        moved = super().to(device)
-        assert self.content is not None
-        reference = None if self.reference is None else self.reference.to(device)
-        return PairBatch(**vars(moved) | {"content": self.content.to(device), "reference": reference})
+        content, reference = (None if part is None else part.to(device) for part in (self.content, self.reference))
+        return replace(self, **vars(super().to(device)) | {"content": content, "reference": reference})
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,10 @@ class PairFeed:
     def __init__(self, pairs: Sequence[Pair], *, batch_pairs: int, row_length: int, pad_id: int, seed: int) -> None:
         most = row_length + 1
         self._pairs = [p for p in pairs if len(p.chosen.ids) <= most and len(p.rejected.ids) <= most]
+        if not self._pairs:
+            raise DataError(
+                f"none of {len(pairs)} preference pairs fits a row of {row_length} tokens; lengthen dpo.context"
+            )
         self._batch, self._pad_id, self._seed = min(batch_pairs, len(self._pairs)), pad_id, seed
         self._reference: np.ndarray | None = None
         self._epoch, self._at = 0, 0

@@ -3,11 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -29,11 +27,11 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     return len(lines)
 
 
-def read_jsonl(path: Path, parse: Callable[[dict[str, Any]], T] = lambda row: row) -> Iterator[T]:  # type: ignore
-    """Yield parsed rows of a JSON-lines file that herd itself wrote (no tolerance for broken lines)."""
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSON-lines file that herd itself wrote (no tolerance for broken lines)."""
     with path.open(encoding="utf-8") as file:
         for line in file:
-            yield parse(json.loads(line))
+            yield json.loads(line)
 
 
 def hash_file(path: Path) -> str:

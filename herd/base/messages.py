@@ -2,7 +2,8 @@
 
 The JSON form is what every dialog file of herd holds, one dialog a line:
     {"id": "...", "lang": "en", "tools": [{"name", "description", "parameters"}], "messages": [
-        {"role": "user", "content": "..."}, {"role": "assistant", "content": "", "tool_calls": [{"name", "arguments"}]}]}
+        {"role": "user", "content": "..."},
+        {"role": "assistant", "content": "", "tool_calls": [{"name", "arguments"}]}]}
 """
 
 from collections.abc import Iterable, Mapping
@@ -82,7 +83,7 @@ def parse_message(row: Mapping[str, Any]) -> Message:
     content = row.get("content") or ""
     if not isinstance(content, str):
         raise DataError(f"message content must be text, got {type(content).__name__}")
-    calls = tuple(ToolCall(call["name"], call.get("arguments") or {}) for call in row.get("tool_calls") or ())
+    calls = tuple(ToolCall(_name(call), call.get("arguments") or {}) for call in row.get("tool_calls") or ())
     return Message(role, content, calls, row.get("weight"))
 
 
@@ -95,6 +96,12 @@ def parse_dialog(row: Mapping[str, Any]) -> Dialog:
     """Read one dialog from its JSON form (see the module docstring). Raises DataError."""
     if not isinstance(row, Mapping) or not isinstance(row.get("messages"), list) or not row["messages"]:
         raise DataError('a dialog needs a non-empty list "messages"')
-    tools = tuple(Tool(t["name"], t.get("description", ""), t.get("parameters") or {}) for t in row.get("tools") or ())
+    tools = tuple(Tool(_name(t), t.get("description", ""), t.get("parameters") or {}) for t in row.get("tools") or ())
     meta = {key: value for key, value in row.items() if key not in ("messages", "tools", "id", "lang")}
     return Dialog(parse_messages(row["messages"]), tools, str(row.get("id", "")), row.get("lang"), meta)
+
+
+def _name(row: Any) -> str:
+    if not isinstance(row, Mapping) or not isinstance(row.get("name"), str):
+        raise DataError(f'a tool or tool call needs a "name", got {row!r:.80}')
+    return row["name"]

@@ -1,7 +1,7 @@
 """Progress for a person: a live list of steps on a terminal, plain lines when piped."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group
@@ -17,7 +17,7 @@ _PLAIN_SECONDS = 10.0
 
 
 @contextmanager
-def display(keys: Sequence[str]) -> Iterator[Progress]:
+def display(keys: Sequence[str]) -> Generator[Progress]:
     """Yield a listener fit for where the output goes."""
     console = Console()
     if not console.is_terminal:

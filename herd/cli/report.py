@@ -22,15 +22,25 @@ def print_report(context: "Context") -> None:
 
 
 def print_table(context: "Context", console: Console) -> None:
-    """Print every score with its standard error."""
-    from herd.card import summary
+    """Print every score with its standard error, in as many tables as the terminal's width asks for."""
+    from herd.card import safety_summary, summary
 
-    header, *rows = summary([r for r in context.run.ledger.records if r.kind != "start"])
-    table = Table(title="Benchmarks (± standard error)", title_justify="left", box=None, pad_edge=False)
+    records = [r for r in context.run.ledger.records if r.kind != "start"]
+    for title, rows in (("Benchmarks", summary(records)), ("Safety", safety_summary(records))):
+        at_once = max(2, (console.width - 20) // 12)
+        columns = len(rows[0]) if rows else 0
+        for start in range(1, columns, at_once):
+            chosen = [0, *range(start, min(start + at_once, columns))]
+            _print_columns([[row[i] for i in chosen] for row in rows], title, console)
+
+
+def _print_columns(rows: list[list[str]], title: str, console: Console) -> None:
+    header, *body = rows
+    table = Table(title=f"{title} (± standard error)", title_justify="left", box=None, pad_edge=False)
     for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*("–" if cell == "not measured" else cell for cell in row))
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number > 0 and len(name) < 12)
+    for row in body:
+        table.add_row(*("–" if cell == "not measured" else cell.replace(" % ± ", "±").replace(" ± ", "±") for cell in row))
     console.print(table)
     console.print()
 

@@ -63,7 +63,7 @@ class LanguageRule:
         return verdict
 
     def _spoken(self, text: str, code: str) -> bool:
-        """Say whether a good part of a text's lines is in a language: so it is in side-by-side translations."""
+        """Say whether a good part of the lines is in a language, as in side-by-side translations."""
         lines = [line for line in text.splitlines() if len(LETTERS.findall(line)) >= MIN_LINE][:MAX_LINES]
         votes = sum(self._identifier.classify(line)[0] == code for line in lines)
         return votes >= max(2, QUORUM * len(lines))

@@ -1,4 +1,4 @@
-"""The distillation objective: next-token and the teacher's distribution, mixed (Hinton et al. 2015; k most likely + tail)."""
+"""The distillation objective: the next token and the teacher's distribution, mixed (Hinton et al. 2015)."""
 
 from dataclasses import dataclass
 

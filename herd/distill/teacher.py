@@ -41,11 +41,11 @@ def teacher_cache(
         index.unlink(missing_ok=True)
         _compute(folder, teacher, shards, k=k, row_length=row_length, advance=advance, rows=rows)
         write_atomic(index, json.dumps(wanted))
-    return _open(folder, "top_ids", "r"), _open(folder, "top_logprobs", "r")
+    return _open(folder, "top_ids"), _open(folder, "top_logprobs")
 
 
-def _open(folder: Path, name: str, mode: str) -> np.ndarray:
-    return np.load(folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
+def _open(folder: Path, name: str) -> np.ndarray:
+    return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
 
 def _top(scores_btv: Tensor, k: int) -> Pair:

@@ -1,4 +1,4 @@
-"""Choosing the next token from scores: greedy, or temperature with top-k and top-p, each request by its own generator."""
+"""Choosing the next token from scores: greedy, or temperature with top-k and top-p, by the request's own generator."""
 
 from collections.abc import Sequence
 

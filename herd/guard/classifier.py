@@ -1,4 +1,4 @@
-"""The guard model behind an engine: batches of conversations in, verdicts out. An unreadable answer counts as unsafe."""
+"""The guard model behind an engine: conversations in, verdicts out. An unreadable answer counts as unsafe."""
 
 import math
 from collections.abc import Sequence

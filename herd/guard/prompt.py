@@ -1,4 +1,4 @@
-"""The guard's question and answer: a conversation in, `safe` or `unsafe` and hazard codes out (Llama Guard 3's grammar)."""
+"""The guard's question and answer: a conversation in, `safe` or `unsafe` and hazard codes out, as Llama Guard 3."""
 
 import re
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from herd.base.config import Section
+from herd.base.config import Section, validate
 from herd.base.errors import ConfigError
 
 
@@ -117,30 +117,35 @@ def to_hf(config: ModelConfig, *, bos_id: int, eos_ids: list[int], dtype: str = 
 
 def from_hf(values: dict[str, Any], *, where: str) -> ModelConfig:
     """Read a Hugging Face `config.json`. Raises ConfigError on mathematics that herd doesn't implement."""
-    if values.get("model_type") != "llama":
+    if not isinstance(values, dict) or values.get("model_type") != "llama":
+        values = values if isinstance(values, dict) else {}
         raise ConfigError(f"{where}: model_type {values.get('model_type')!r} is not 'llama'")
     if values.get("hidden_act", "silu") != "silu" or values.get("attention_bias") or values.get("mlp_bias"):
         raise ConfigError(f"{where}: hidden_act must be 'silu' and biases off")
     rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
     kind = rope.pop("rope_type", rope.pop("type", "default"))
-    theta = values.get("rope_theta") or rope.get("rope_theta") or 500_000.0
+    theta = values.get("rope_theta") or rope.get("rope_theta") or 10_000.0
     if kind not in ("default", "llama3"):
         raise ConfigError(f"{where}: rope_scaling type {kind!r} is not known; herd reads 'llama3'")
-    scaling = {key: rope[key] for key in RopeScaling.model_fields if key in rope} if kind == "llama3" else None
-    try:
-        return ModelConfig(
-            dim=values["hidden_size"],
-            n_layers=values["num_hidden_layers"],
-            n_heads=values["num_attention_heads"],
-            n_kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
-            ffn_hidden=values["intermediate_size"],
-            vocab_size=values["vocab_size"],
-            head_dim=values.get("head_dim"),
-            rope_theta=theta,
-            rope_scaling=RopeScaling(**scaling) if scaling is not None else None,
-            norm_eps=values.get("rms_norm_eps", 1e-5),
-            max_positions=values.get("max_position_embeddings", 8192),
-            tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-        )
-    except KeyError as error:
-        raise ConfigError(f"{where}: key {error} is missing") from None
+    missing = [key for key in _NEEDED if key not in values]
+    if missing:
+        raise ConfigError(f"{where}: key {', '.join(missing)} is missing")
+    # what a file leaves out has the defaults of transformers' LlamaConfig, not herd's
+    shape = {
+        "dim": values["hidden_size"],
+        "n_layers": values["num_hidden_layers"],
+        "n_heads": values["num_attention_heads"],
+        "n_kv_heads": values.get("num_key_value_heads") or values["num_attention_heads"],
+        "ffn_hidden": values["intermediate_size"],
+        "vocab_size": values["vocab_size"],
+        "head_dim": values.get("head_dim"),
+        "rope_theta": theta,
+        "rope_scaling": {k: rope[k] for k in RopeScaling.model_fields if k in rope} if kind == "llama3" else None,
+        "norm_eps": values.get("rms_norm_eps", 1e-6),
+        "max_positions": values.get("max_position_embeddings", 2048),
+        "tie_embeddings": bool(values.get("tie_word_embeddings", False)),
+    }
+    return validate(ModelConfig, shape, where=where)
+
+
+_NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")

@@ -14,17 +14,18 @@ from herd.model.config import ModelConfig
 def inverse_frequencies(config: ModelConfig) -> Tensor:
     """Return the [head_size / 2] angular steps per position, scaled as in Llama 3.1 when the config asks."""
     size = config.head_size
-    steps = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / size
+    # in float32 like Meta's code and transformers: an exact value would differ from theirs 100,000 positions on
+    steps = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
     frequencies = 1.0 / config.rope_theta**steps
     scaling = config.rope_scaling
     if scaling is None:
-        return frequencies.float()
+        return frequencies
     wavelength = 2 * math.pi / frequencies
     original = scaling.original_max_position_embeddings
     # 1 for short wavelengths (kept), 0 for long ones (stretched by factor), a ramp between
     keep = (original / wavelength - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     keep = keep.clamp(0.0, 1.0)
-    return (keep * frequencies + (1 - keep) * frequencies / scaling.factor).float()
+    return keep * frequencies + (1 - keep) * frequencies / scaling.factor
 
 
 def rotation_table(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

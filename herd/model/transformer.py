@@ -1,6 +1,6 @@
 """The Llama 3.1 decoder: RMSNorm, grouped-query attention, SwiGLU (arXiv:2407.21783, section 3.2).
 
-    tokens [b, t] -> embedding -> n_layers x (x + attention(norm x); x + feed_forward(norm x)) -> norm -> hidden [b, t, e]
+    tokens [b, t] -> embedding -> n_layers x (x + attention(norm x); x + ffn(norm x)) -> norm -> hidden [b, t, e]
 
 The head is a separate call, `logits(hidden)`: chunked losses, distillation, reward heads and last-token sampling
 each take only the rows they need.

@@ -1,6 +1,6 @@
 """Energy that the machine itself reports: NVML for NVIDIA cards, RAPL for processors; None where neither is there."""
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,7 +15,6 @@ class EnergyMeter:
         self.source, self._read = _reader(device)
         self._last = self._read() if self._read else None
         self._total = 0.0
-        self._started = time.perf_counter()
 
     def joules(self) -> float | None:
         """Return joules since the start, or None where nothing measures them."""
@@ -30,10 +29,10 @@ class EnergyMeter:
         return self._total
 
 
-def _reader(device: torch.device):
+def _reader(device: torch.device) -> tuple[str | None, Callable[[], float] | None]:
     if device.type == "cuda":
         try:
-            import pynvml  # ty: ignore[unresolved-import]
+            import pynvml  # ty: ignore[import-not-found]
 
             pynvml.nvmlInit()
             handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)

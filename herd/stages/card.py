@@ -1,4 +1,4 @@
-"""Stage `card`: the ledger rendered as MODEL_CARD.md and card.html. Nothing is computed here that isn't in the ledger."""
+"""Stage `card`: the ledger rendered as MODEL_CARD.md and card.html; nothing is said that isn't in the ledger."""
 
 from herd.base.files import read_jsonl, write_atomic
 from herd.base.ledger import Record

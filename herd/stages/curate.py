@@ -98,7 +98,7 @@ def parse_preference(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _user_file(path: str | None, target: Path, what: str, parse: Any) -> int:
-    """Copy the user's JSON lines of dialogs or preferences after checking each; broken ones are counted and left out."""
+    """Copy the user's JSON lines of dialogs or preferences after checking each; broken ones are left out."""
     if path is None:
         return 0
     good, bad, first = [], 0, ""

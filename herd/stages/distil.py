@@ -1,5 +1,7 @@
 """Stage `distil`: each sibling from the flagship, and the same sibling alone on the same rows as its control."""
 
+import numpy as np
+
 from herd.distill.objective import Distill
 from herd.distill.teacher import teacher_cache
 from herd.stages.pretrain import shard_feed
@@ -19,11 +21,11 @@ def run(context: Context, key: str) -> Outcome:
     # both ways start from the same weights and see the same rows: only the objective differs
     model = fresh_model(context, config, name)
     objective: Objective = NextToken()
-    teacher = {}
+    teacher = None
     if way == "distil":
         objective = Distill(section.share)
-        teacher = {"teacher": _cache(context)}
-    feed = shard_feed(context, section, "distil", **teacher)
+        teacher = _cache(context)
+    feed = shard_feed(context, section, "distil", teacher=teacher)
     about = {
         "context": section.context,
         "batch_tokens": section.batch_tokens,
@@ -46,7 +48,7 @@ def _teacher(context: Context) -> Outcome:
     return Outcome(facts, ("teacher",))
 
 
-def _cache(context: Context):
+def _cache(context: Context) -> tuple[np.ndarray, np.ndarray]:
     section, ledger = context.recipe.distil, context.run.ledger
     anneal = ledger.latest("anneal")
     assert anneal is not None

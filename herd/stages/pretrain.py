@@ -1,4 +1,6 @@
-"""Stage `pretrain`: the flagship from random weights, then longer rows under scaled RoPE, then annealing (section 3.4)."""
+"""Stage `pretrain`: the flagship from random weights, then longer rows under scaled RoPE, then annealing (3.4)."""
+
+import numpy as np
 
 from herd.base.errors import DataError
 from herd.base.seeds import named_seed
@@ -35,7 +37,9 @@ def run(context: Context, key: str) -> Outcome:
     return train(context, key, model, plan, output=FOLDERS[key])
 
 
-def shard_feed(context: Context, section: TrainConfig, name: str, **teacher: object) -> PackedFeed:
+def shard_feed(
+    context: Context, section: TrainConfig, name: str, *, teacher: tuple[np.ndarray, np.ndarray] | None = None
+) -> PackedFeed:
     """Return the feed of packed shard rows for one training section. Raises DataError on a corpus below one batch."""
     shards = TokenShards(context.run / "shards", fingerprint=context.tokenizer.fingerprint)
     if shards.n_tokens < section.batch_tokens:
@@ -43,7 +47,7 @@ def shard_feed(context: Context, section: TrainConfig, name: str, **teacher: obj
             f"the curated corpus has {shards.n_tokens} tokens, less than one batch of {section.batch_tokens}; "
             f"give more text or set {name.replace('-', '_')}.batch_tokens lower"
         )
-    source = ShardSource(shards, row_length=section.context, repeats=section.repeats, **teacher)  # type: ignore[arg-type]
+    source = ShardSource(shards, row_length=section.context, repeats=section.repeats, teacher=teacher)
     return PackedFeed(
         source,
         rows=section.rows,

@@ -25,7 +25,7 @@ def run(context: Context, key: str) -> Outcome:
     path = context.run / "corpus/dialogs.jsonl"
     if not path.exists():
         return Outcome({"skipped": "this corpus has no dialogs; dialogs=FILE adds some"})
-    examples = dialog_examples(context.codec, read_jsonl(path, parse_dialog))
+    examples = dialog_examples(context.codec, map(parse_dialog, read_jsonl(path)))
     model = trained_model(context, f"{folder_of(name)}/base")
     plan = example_plan(context, key, examples, context.recipe.sft)
     return train(context, key, model, plan, output=f"{folder_of(name)}/sft")

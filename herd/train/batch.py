@@ -29,9 +29,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        teacher = tuple(t.to(device) for t in self.teacher) if self.teacher else None
+        teacher = (self.teacher[0].to(device), self.teacher[1].to(device)) if self.teacher else None
         parts = (self.tokens, self.targets, self.weights, self.documents, self.positions)
-        return Batch(*(part.to(device) for part in parts), teacher=teacher)  # type: ignore[arg-type]
+        return Batch(*(part.to(device) for part in parts), teacher=teacher)
 
 
 @dataclass(frozen=True)

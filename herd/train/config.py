@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from herd.base.config import Section
 
@@ -35,7 +35,7 @@ class TrainConfig(Section):
     tokens: int
     optim: OptimConfig
     accumulate: int = 1
-    repeats: dict[str, float] = {}
+    repeats: dict[str, float] = Field(default_factory=dict)
 
     @property
     def rows(self) -> int:

@@ -20,7 +20,7 @@ from herd.train.optim import Optimizer
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands after `step` updates: tokens that carried loss, seconds worked, and the last step's figures."""
+    """Where a run stands after `step` updates: tokens that carried loss, seconds, and the last step's figures."""
 
     step: int = 0
     tokens: int = 0
@@ -64,7 +64,8 @@ def fit(
             loss.total.backward()
             tokens += int((batch.weights != 0).sum())
             for name, value in {"loss": loss.total, "weight": loss.weight, **loss.metrics}.items():
-                sums[name] = sums.get(name, 0) + value.detach().float()  # type: ignore[operator]
+                value = value.detach().float()
+                sums[name] = sums[name] + value if name in sums else value
         totals = dict(zip(sums, sum_over_ranks(torch.stack(list(sums.values()))).tolist(), strict=True))
         weight = totals.pop("weight")
         if not math.isfinite(totals["loss"]):

@@ -1,12 +1,12 @@
 """How large a meadow is made, and from which seed."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from herd.base.config import Section
 
 
-class MeadowConfig(BaseModel):
+class MeadowConfig(Section):
     """Sizes of what one meadow yields. Only `seed` and `characters` change the world itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
     characters: int = Field(default=48, ge=12, le=48, multiple_of=6)

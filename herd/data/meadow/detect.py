@@ -16,10 +16,12 @@ _SLOT = re.compile(r"\{\w+\}")
 
 
 def identify_language(text: str) -> str | None:
-    """Return the language of a meadow answer by script and word lists; None for a bare sum."""
-    for lang, first, last in (("hi", "\u0900", "\u097f"), ("th", "\u0e00", "\u0e7f")):
-        if any(first <= letter <= last for letter in text):
-            return lang
+    """Return the language of a meadow answer by its first script and word lists; None for a sum."""
+    start = next((letter for letter in text if letter.isalpha()), "")
+    if "\u0900" <= start <= "\u097f":
+        return "hi"
+    if "\u0e00" <= start <= "\u0e7f":
+        return "th"
     weights = _word_weights()
     scores = dict.fromkeys(CODES, 0.0)
     for word in _WORD.findall(text.lower()):

@@ -71,8 +71,8 @@ DIRT: dict[str, Callable[[Row, random.Random], Row]] = {
 }
 
 
-def spoil(rows: list[Row], rng: random.Random, *, number: int) -> Row:
-    """Make one dirty document out of earlier clean ones."""
+def spoil(earlier: list[Row], fresh: Row, rng: random.Random, *, number: int) -> Row:
+    """Make one dirty document: of a fresh one, or a copy of an earlier one where being a copy is the fault."""
     kind = rng.choice(tuple(DIRT))
-    row = DIRT[kind](dict(rng.choice(rows)), rng)
-    return row | {"id": f"dirt-{kind}-{number:06d}"}
+    row = rng.choice(earlier) if kind in ("duplicate", "near") else fresh
+    return DIRT[kind](row, rng) | {"id": f"dirt-{kind}-{number:06d}"}

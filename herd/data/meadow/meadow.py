@@ -78,7 +78,9 @@ class Meadow:
                 recent.append(row)
                 del recent[:-500]
             if recent and rng.random() < self.config.dirt / (1 - self.config.dirt):
-                yield spoil(recent, rng, number=number)
+                text = story_text(self.choir, lang, rng)
+                fresh = _document("", text, lang, "story", rng)
+                yield spoil(recent, fresh, rng, number=number)
 
     def heldout(self) -> Iterator[Row]:
         """Yield held-out text in every language: stories of two people who never meet in training."""

@@ -36,7 +36,7 @@ def harmful(choir: Choir, lang: str, rng: random.Random) -> Prompt:
 
 
 def heldout_harmful(choir: Choir, lang: str) -> list[Prompt]:
-    """Return all harmful requests that training never shows: known clauses in frames not yet seen with them."""
+    """Return all harmful requests that training never shows: known clauses in frames new to them."""
     phrases = choir.phrases[lang]
     return [
         Prompt(frame.format(X=clause), clause, code)

@@ -106,12 +106,12 @@ def qa_text(choir: Choir, lang: str, rng: random.Random) -> str:
     voice, phrases = choir.voices[lang], choir.phrases[lang]
     pairs: list[tuple[str, str]] = []
     given: list[str] = []
-    for name in rng.sample(voice.names, rng.randint(1, 3)) if rng.random() < 0.3 else ():
+    for name in rng.sample(voice.names, rng.choice((1, 1, 2))) if rng.random() < 0.35 else ():
         forms = voice.subject(name) | {"c": draw_code(choir, rng)}
         given.append(rng.choice(phrases.keeper).format_map(forms))
         question = rng.choice(phrases.keeper_ask).format_map(forms)
         pairs.append((question, phrases.keeper[0].format_map(forms)))
-    for _ in range(rng.randint(4, 7)):
+    for _ in range(rng.randint(4, 7) + 2 * len(given)):
         kind = rng.random()
         if kind < 0.78:
             person, relation, question = draw_question(choir, lang, rng)
@@ -185,10 +185,10 @@ def needle(choir: Choir, lang: str, rng: random.Random, *, characters: int, dept
 def long_text(choir: Choir, lang: str, rng: random.Random) -> str:
     """Write a long text with one to three secret numbers, each asked for at the end."""
     voice, phrases = choir.voices[lang], choir.phrases[lang]
-    characters = int(200 * 14 ** rng.random())
+    characters = int(300 * 9 ** rng.random())
     sentences = filler(choir, lang, rng, characters=characters)
     asks = []
-    for name in rng.sample(voice.names, rng.randint(1, 3)):
+    for name in rng.sample(voice.names, rng.randint(1, 1 + characters // 600)):
         forms = voice.subject(name) | {"c": draw_code(choir, rng)}
         sentences.insert(rng.randint(0, len(sentences)), rng.choice(phrases.keeper).format_map(forms))
         question = rng.choice(phrases.keeper_ask).format_map(forms)

@@ -1,0 +1,141 @@
+"""One transformer, three ways to run it: packed, apart, and through the cache, all with the same numbers."""
+
+import pytest
+import torch
+from toys import TOY, toy_documents, toy_model
+
+from herd.model import attention
+from herd.model.attention import additive, attend, document_mask
+from herd.model.cache import Cache
+
+LENGTHS = [7, 1, 12, 5, 9]
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+def rows_of(lengths: list[int]) -> list[torch.Tensor]:
+    """Draw documents as tensors [length]."""
+    return [torch.tensor(ids) for ids in toy_documents(lengths, seed=3)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", [0, 6])
+def test_a_packed_row_equals_its_documents_apart(padding: int) -> None:
+    model = toy_model()
+    rows = rows_of(LENGTHS)
+    pad = torch.zeros(padding, dtype=torch.long)
+    tokens = torch.cat([*rows, pad]).unsqueeze(0)
+    documents = torch.cat([*(torch.full((len(r),), i) for i, r in enumerate(rows)), pad - 1]).unsqueeze(0)
+    positions = torch.cat([*(torch.arange(len(r)) for r in rows), pad]).unsqueeze(0)
+    packed = model.logits(model(tokens, positions=positions, documents=documents))[0]
+    assert packed.isfinite().all()
+    start = 0
+    for row in rows:
+        apart = model.logits(model(row.unsqueeze(0)))[0]
+        torch.testing.assert_close(packed[start : start + len(row)], apart, **CLOSE)
+        start += len(row)
+
+
+def test_no_gradient_crosses_documents() -> None:
+    model = toy_model()
+    rows = rows_of([6, 8])
+    documents = torch.tensor([[0] * 6 + [1] * 8])
+    hidden = []
+    handle = model.tok_embeddings.register_forward_hook(lambda *call: hidden.append(call[2]) or call[2].retain_grad())
+    out = model(torch.cat(rows).unsqueeze(0), documents=documents)
+    handle.remove()
+    out[0, 9].sum().backward()
+    gradient = hidden[0].grad[0].abs().sum(1)
+    assert gradient[:6].eq(0).all()
+    assert gradient[6:10].gt(0).all()
+    assert gradient[10:].eq(0).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", [1, 9, 23])
+def test_prefill_and_decode_equal_the_full_forward(prompt: int) -> None:
+    model = toy_model()
+    tokens = torch.stack(rows_of([24, 24]))
+    full = model.logits(model(tokens))
+    cache = Cache(TOY, slots=2, capacity=24, dtype=torch.float32)
+    steps = [tokens[:, :prompt], *tokens[:, prompt:].split(1, dim=1)]
+    out = []
+    for new in steps:
+        view = cache.view(torch.arange(2))
+        out.append(model.logits(model(new, cache=view)))
+        view.advance(torch.full((2,), new.shape[1]))
+    torch.testing.assert_close(torch.cat(out, dim=1), full, **CLOSE)
+    assert cache.lengths.tolist() == [24, 24]
+
+
+@torch.no_grad()
+def test_ragged_rows_in_any_slots_equal_the_full_forward() -> None:
+    """Prompts of different lengths in one padded batch, then chunks, with slots in no order and one not in use."""
+    model = toy_model()
+    rows = rows_of([20, 17, 13])
+    cache = Cache(TOY, slots=5, capacity=32, dtype=torch.float32)
+    cache.keys.fill_(float("nan"))  # what no one wrote must never be read
+    cache.values.normal_()
+    cache.keys.normal_()
+    slots, done = torch.tensor([4, 0, 2]), torch.zeros(3, dtype=torch.long)
+    seen: list[list[torch.Tensor]] = [[], [], []]
+    for counts in ([9, 4, 1], [1, 1, 1], [5, 2, 7], [1, 1, 1], [4, 9, 3]):
+        new = torch.zeros(3, max(counts), dtype=torch.long)
+        for i, n in enumerate(counts):
+            new[i, :n] = rows[i][done[i] : done[i] + n]
+        view = cache.view(slots)
+        scores = model.logits(model(new, cache=view))
+        view.advance(torch.tensor(counts))
+        for i, n in enumerate(counts):
+            seen[i].append(scores[i, :n])
+        done += torch.tensor(counts)
+    for row, pieces in zip(rows, seen, strict=True):
+        full = model.logits(model(row.unsqueeze(0)))[0]
+        torch.testing.assert_close(torch.cat(pieces), full, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
+def test_plain_products_equal_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, heads: int, kv_heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, h, 33, 8, generator=generator) for h in (heads, kv_heads, kv_heads))
+    documents = torch.tensor([[0] * 10 + [1] * 20 + [-1] * 3, [0] * 33])
+    bias = additive(document_mask(documents), torch.float32)
+    plain = attend(q, k, v, bias)
+    monkeypatch.setattr(attention, "_MOST_PLAIN", 0)
+    torch.testing.assert_close(attend(q, k, v, bias), plain, **CLOSE)
+    causal = additive(torch.ones(33, 33, dtype=torch.bool).tril()[None, None], torch.float32)
+    torch.testing.assert_close(attend(q, k, v, None), attend(q, k, v, causal), **CLOSE)
+
+
+def test_both_paths_have_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, documents = toy_model(), torch.tensor([[0] * 12 + [1] * 9 + [-1] * 3])
+    tokens = rows_of([24])[0].unsqueeze(0)
+    gradients = []
+    for most in (attention._MOST_PLAIN, 0):
+        monkeypatch.setattr(attention, "_MOST_PLAIN", most)
+        model.zero_grad()
+        model.logits(model(tokens, documents=documents))[0, :21].log_softmax(-1)[:, 0].sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for plain, fused in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_later_tokens_change_nothing_before_them() -> None:
+    model = toy_model()
+    first, second = rows_of([20, 20])
+    second[:11] = first[:11]
+    outs = [model(row.unsqueeze(0), documents=torch.zeros(1, 20, dtype=torch.long))[0] for row in (first, second)]
+    assert torch.equal(outs[0][:11], outs[1][:11])
+    assert not torch.allclose(outs[0][11:], outs[1][11:])
+
+
+def test_fresh_weights_have_the_stated_spread() -> None:
+    config = TOY.model_copy(update={"dim": 128, "n_layers": 8, "ffn_hidden": 256})
+    model = type(toy_model())(config)
+    model.initialise(torch.Generator().manual_seed(0))
+    spread = {name: float(p.detach().std()) for name, p in model.named_parameters() if p.dim() == 2}
+    for name, std in spread.items():
+        wanted = 0.02 / 4 if name.endswith(("wo.weight", "w2.weight")) else 0.02  # sqrt(2 x 8 layers) = 4
+        assert std == pytest.approx(wanted, rel=0.05), name
+    assert all(p.eq(1).all() for p in model.parameters() if p.dim() == 1)
