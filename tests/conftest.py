@@ -10,6 +10,14 @@ ROOT = Path(__file__).resolve().parents[1]
 TOY = ROOT / "tests/toy.yaml"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Keep sums in one order, and threads from waiting for each other where cores are few."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real text, golden vectors and benchmarks that lie beside the checkout; absent elsewhere."""

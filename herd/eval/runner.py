@@ -21,11 +21,17 @@ class Score:
 
 
 def run_task(subject: Subject, task: str, items: Sequence[Item]) -> Score | None:
-    """Score one task; None where it makes no sense of this kind of model (such as tool calls of a base model)."""
+    """Score one task; None where it makes no sense of this kind of model (such as tool calls of a base model).
+
+    Items longer than the model's context are left out and counted as `too_long`.
+    """
     kind = items[0]["type"]
     if kind in CHAT_ONLY and not subject.chat:
         return None
-    scored = SCORERS[kind](subject, items)
+    fitting = [item for item in items if subject.fits(item)]
+    if not fitting:
+        return None
+    scored = SCORERS[kind](subject, fitting)
     facts = {
         "task": task,
         "model": subject.name,
@@ -34,6 +40,7 @@ def run_task(subject: Subject, task: str, items: Sequence[Item]) -> Score | None
         "chance": 1 / len(items[0]["choices"]) if kind == "choice" else None,
         **mean([row["score"] for row in scored]).to_json(),
         "by": _groups(scored),
+        "too_long": len(items) - len(fitting),
     }
     if kind == "tool":
         facts["well_formed"] = mean([row["well_formed"] for row in scored]).to_json()

@@ -1,14 +1,16 @@
 """The model under test: an engine and a codec behind the few questions that tasks ask."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from herd.base.messages import Dialog, Message
+from herd.base.messages import Dialog, Message, parse_dialog
 from herd.engine.engine import Engine
 from herd.engine.request import Request, Sampling
 from herd.guard.shield import Shield
 from herd.tokenizer.codec import DialogCodec
 
+ROOM = 64  # tokens kept free for an answer
 Advance = Callable[[int, int], None]
 
 
@@ -23,7 +25,15 @@ class Subject:
     shield: Shield | None = None
     advance: Advance = field(default=lambda done, total: None)
 
-    def answer(self, dialogs: Sequence[Dialog], *, max_tokens: int = 64) -> list[Message]:
+    def fits(self, item: Mapping[str, Any]) -> bool:
+        """Say whether an item's prompt leaves room for a short answer."""
+        if self.chat:
+            prompt = self.codec.prompt(parse_dialog(item))
+        else:
+            prompt = self.codec.tokenizer.encode(item["context"], bos=True)
+        return len(prompt) + ROOM <= self.engine.capacity
+
+    def answer(self, dialogs: Sequence[Dialog], *, max_tokens: int = ROOM) -> list[Message]:
         """Return the assistant's answers, through the shield when there is one."""
         if self.shield is not None:
             return [shielded.message for shielded in self.shield.answer(dialogs)]
