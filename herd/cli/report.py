@@ -40,7 +40,9 @@ def _print_columns(rows: list[list[str]], title: str, console: Console) -> None:
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number > 0 and len(name) < 12)
     for row in body:
-        table.add_row(*("–" if cell == "not measured" else cell.replace(" % ± ", "±").replace(" ± ", "±") for cell in row))
+        table.add_row(
+            *("–" if cell == "not measured" else cell.replace(" % ± ", "±").replace(" ± ", "±") for cell in row)
+        )
     console.print(table)
     console.print()
 

@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from herd.model.transformer import Transformer
 from herd.train.batch import Batch
-from herd.train.crossentropy import cross_entropy
-from herd.train.objective import Loss, carried
+from herd.train.objective import Loss, carried, head_loss
 
 
 @dataclass(frozen=True)
@@ -20,16 +17,5 @@ class Distill:
         """Return the weighted sum; metric `kl` is the divergence alone, in nats a token."""
         assert batch.teacher is not None, "a distillation feed carries the teacher's log-probabilities"
         hidden, targets, weights, ids, logprobs = carried(model, batch, *batch.teacher)
-        total, divergence = _loss(model, hidden, targets, weights, (ids, logprobs), self.share)
+        total, divergence = head_loss(model, hidden, targets, weights, teacher=(ids, logprobs), share=self.share)
         return Loss(total, weights.sum(), {"kl": divergence})
-
-
-def _loss(
-    model: Transformer,
-    hidden: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    teacher: tuple[Tensor, Tensor],
-    share: float,
-) -> tuple[Tensor, Tensor]:
-    return cross_entropy(model.logits(hidden), targets, weights, teacher=teacher, share=share)

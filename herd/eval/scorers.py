@@ -19,7 +19,9 @@ def choice(subject: Subject, items: Sequence[Item]) -> Scored:
     lengths: list[int] = []
     for item in items:
         texts = item["choices"] if subject.chat else item["base_choices"]
-        prompt = subject.codec.prompt(parseparse_dialog(item)) if subject.chat else tokenizer.encode(item["context"], bos=True)
+        prompt = (
+            subject.codec.prompt(parse_dialog(item)) if subject.chat else tokenizer.encode(item["context"], bos=True)
+        )
         prompts += [prompt] * len(texts)
         choices += [tokenizer.encode(text) for text in texts]
         lengths += [len(text) for text in texts]

@@ -9,7 +9,7 @@ from herd.base.seeds import named_seed
 from herd.stages.recipe import EpochConfig
 from herd.stages.step import Context, Outcome
 from herd.stages.training import Plan, train, trained_model
-from herd.train.batch import Example, pack
+from herd.train.batch import Example
 from herd.train.feed import ExampleSource, PackedFeed
 from herd.train.objective import NextToken
 
@@ -33,17 +33,14 @@ def run(context: Context, key: str) -> Outcome:
 
 def example_plan(context: Context, key: str, examples: list[Example], section: EpochConfig) -> Plan:
     """Plan next-token training over examples in memory: as many steps as `epochs` passes take."""
-    source = ExampleSource(examples, row_length=section.context)
-    rows = max(1, section.batch_tokens // section.context)
-    packed = len(pack(source.lengths, section.context))
-    steps = max(1, math.ceil(section.epochs * packed / rows))
     feed = PackedFeed(
-        source,
-        rows=rows,
+        ExampleSource(examples, row_length=section.context),
+        rows=max(1, section.batch_tokens // section.context),
         row_length=section.context,
         pad_id=context.tokenizer.pad_id,
         seed=named_seed(context.recipe.seed, f"feed/{key}"),
     )
+    steps = max(1, math.ceil(section.epochs * feed.batches_per_epoch))
     about = {
         "examples": len(examples),
         "epochs": section.epochs,

@@ -15,6 +15,10 @@ from herd.base.seeds import named_seed
 from herd.tokenizer.shards import TokenShards
 from herd.train.batch import Batch, Example, collate, pack
 
+# rows shorter than this would save little attention and waste places at their ends
+_SHORTEST_ROW = 256
+_Planned = tuple[int, list[list[int]]]  # row length, and the documents of each row
+
 
 class Feed(Protocol):
     """What the loop draws from."""
@@ -41,46 +45,72 @@ class Source(Protocol):
 
 
 class PackedFeed:
-    """Batches of packed documents from any source, epoch after epoch."""
+    """Batches of packed documents from any source, epoch after epoch, each of `rows` x `row_length` places.
+
+    Attention costs the square of a row, and documents don't see each other: documents that fit a half or a quarter
+    of a row (down to 256 places) are packed into shorter rows, and a batch of those has as many more of them.
+    """
 
     def __init__(self, source: Source, *, rows: int, row_length: int, pad_id: int, seed: int) -> None:
-        self.source, self.rows, self.row_length, self.pad_id, self.seed = (
-            source,
-            rows,
-            row_length,
-            pad_id,
-            seed,
-        )
-        self._epoch, self._row = 0, 0
+        self.source, self.rows, self.row_length = source, rows, row_length
+        self.pad_id, self.seed = pad_id, seed
+        self._epoch, self._batch = 0, 0
         self._plan = self._plan_epoch(0)
         if not self._plan:
             raise DataError("there is no document to train on: the corpus is smaller than one row")
 
-    def _plan_epoch(self, epoch: int) -> list[list[int]]:
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches the current epoch has; other epochs may have a few more or less."""
+        return len(self._plan)
+
+    def _plan_epoch(self, epoch: int) -> list[_Planned]:
         rng = np.random.default_rng(named_seed(self.seed, f"epoch/{epoch}"))
         drawn = self.source.draw(rng)
-        rows = pack(self.source.lengths[drawn], self.row_length)
-        order = rng.permutation(len(rows))
-        return [[int(drawn[i]) for i in rows[row]] for row in order]
+        places = self.source.lengths[drawn] - 1
+        batches: list[_Planned] = []
+        waiting, shorter = np.zeros(len(drawn), bool), 0
+        for length in _row_lengths(self.row_length):
+            waiting |= (places > shorter) & (places <= length)
+            mine, shorter = np.flatnonzero(waiting), length
+            rows = [mine[row] for row in pack(self.source.lengths[drawn[mine]], length)]
+            order = rng.permutation(len(rows))
+            count = self.rows * self.row_length // length
+            groups = [order[start : start + count] for start in range(0, len(rows), count)]
+            last = length == self.row_length
+            # a batch that isn't full is filled with longer rows' documents; of the longest, half a batch will do
+            if groups and len(groups[-1]) < count and (not last or (batches and 2 * len(groups[-1]) < count)):
+                groups.pop()
+            for group in groups:
+                batches.append((length, [drawn[rows[row]].tolist() for row in group]))
+                waiting[np.concatenate([rows[row] for row in group])] = False
+        return [batches[i] for i in rng.permutation(len(batches))]
 
     def __next__(self) -> Batch:
-        picked: list[list[Example]] = []
-        while len(picked) < self.rows:
-            while self._row == len(self._plan):  # an epoch of small repeats may draw nothing
-                self._epoch, self._row = self._epoch + 1, 0
-                self._plan = self._plan_epoch(self._epoch)
-            picked.append([self.source.example(i) for i in self._plan[self._row]])
-            self._row += 1
-        return collate(picked, row_length=self.row_length, pad_id=self.pad_id)
+        while self._batch == len(self._plan):  # an epoch of small repeats may draw nothing
+            self._epoch, self._batch = self._epoch + 1, 0
+            self._plan = self._plan_epoch(self._epoch)
+        length, rows = self._plan[self._batch]
+        self._batch += 1
+        picked = [[self.source.example(i) for i in row] for row in rows]
+        return collate(picked, row_length=length, pad_id=self.pad_id)
 
     def state(self) -> dict[str, Any]:
-        """Return where the next row is taken from."""
-        return {"epoch": self._epoch, "row": self._row}
+        """Return where the next batch is taken from."""
+        return {"epoch": self._epoch, "batch": self._batch}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to a saved place."""
-        self._epoch, self._row = int(state["epoch"]), int(state["row"])
+        self._epoch, self._batch = int(state["epoch"]), int(state["batch"])
         self._plan = self._plan_epoch(self._epoch)
+
+
+def _row_lengths(longest: int) -> list[int]:
+    """Return the row lengths in use, from the shortest: halves of the longest while they are 256 or more."""
+    lengths = [longest]
+    while lengths[0] % 2 == 0 and lengths[0] // 2 >= _SHORTEST_ROW:
+        lengths.insert(0, lengths[0] // 2)
+    return lengths
 
 
 class ShardSource:

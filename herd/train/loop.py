@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from herd.base.errors import HerdError
 from herd.model.transformer import Transformer
 from herd.runtime.process import sum_over_ranks
 from herd.train.feed import Feed
 from herd.train.objective import Objective
-from herd.train.optim import Optimizer
+from herd.train.optim import Diverged, Optimizer
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,6 @@ class State:
 
 
 Hook = Callable[[State], None]
-
-
-class Diverged(HerdError):
-    """The loss is no longer a number."""
 
 
 def fit(

@@ -37,12 +37,27 @@ class NextToken:
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         """Return the weighted sum of -log p(target) in nats."""
         hidden, targets, weights = carried(model, batch)
-        total = over_rows(
-            lambda h, t, w: cross_entropy(model.logits(h), t, w)[0],
-            (hidden, targets, weights),
-            width=model.config.vocab_size,
-        )
+        total, _ = head_loss(model, hidden, targets, weights)
         return Loss(total, weights.sum())
+
+
+def head_loss(
+    model: Transformer,
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    teacher: tuple[Tensor, Tensor] | None = None,
+    share: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Return `cross_entropy` of the model's scores, in pieces where all of them at once would fill the memory."""
+
+    def piece(h: Tensor, t: Tensor, w: Tensor, *top: Tensor) -> Tensor:
+        pair = (top[0], top[1]) if top else None
+        return torch.stack(cross_entropy(model.logits(h), t, w, teacher=pair, share=share))
+
+    sums = over_rows(piece, (hidden, targets, weights, *(teacher or ())), width=model.config.vocab_size)
+    return sums[0], sums[1].detach()
 
 
 def carried(model: Transformer, batch: Batch, *more: Tensor) -> tuple[Tensor, ...]:
@@ -62,4 +77,4 @@ def over_rows(function: Callable[..., Tensor], rows: tuple[Tensor, ...], *, widt
     if rows[0].shape[0] <= most:
         return function(*rows)
     pieces = zip(*(tensor.split(most) for tensor in rows), strict=True)
-    return torch.stack([checkpoint(function, *piece, use_reentrant=False) for piece in pieces]).sum()
+    return torch.stack([checkpoint(function, *piece, use_reentrant=False) for piece in pieces]).sum(0)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from herd.base.errors import HerdError
 from herd.train.config import OptimConfig
 
 
@@ -18,6 +19,10 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     falling = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.learning_rate * (config.final_share + (1 - config.final_share) * falling)
+
+
+class Diverged(HerdError):
+    """The loss or the gradient is no longer a number."""
 
 
 class Optimizer:
@@ -67,6 +72,8 @@ class Optimizer:
                 parameter.grad = None
         grads = [master.grad for master in self.masters.values() if master.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(grads)) / weight
+        if not math.isfinite(norm):
+            raise Diverged(f"step {step + 1}: the gradient's norm is {norm}; lower optim.learning_rate")
         # one pass divides by the batch's weight and clips
         scale = min(1.0, self.config.clip_norm / (norm + 1e-6)) / weight
         torch._foreach_mul_(grads, scale)

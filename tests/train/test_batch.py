@@ -116,7 +116,7 @@ def test_feeds_differ_by_seed_and_epochs_by_order(source: ShardSource) -> None:
     assert not same(next(feed_of(source, 0)), next(feed_of(source, 1)))
     feed = feed_of(source)
     first = next(feed)
-    feed.restore({"epoch": 1, "row": 0})
+    feed.restore({"epoch": 1, "batch": 0})
     assert not same(first, next(feed))
 
 
@@ -130,6 +130,26 @@ def test_an_epoch_shows_each_token_as_often_as_its_repeat(tmp_path: Path) -> Non
     half = ShardSource(shards, row_length=16, repeats={"en": 0.5, "de": 0.5})
     counts = [len(half.draw(np.random.default_rng(seed))) for seed in range(200)]
     assert np.mean(counts) == pytest.approx(len(half.lengths) / 2, rel=0.03)
+
+
+def test_short_documents_go_into_short_rows_and_each_is_shown_once() -> None:
+    rng = np.random.default_rng(0)
+    lengths = [int(n) for n in rng.integers(20, 200, 300)] + [300] * 20 + [900] * 10
+    examples = [Example(np.full(n, i, np.int64)) for i, n in enumerate(lengths)]
+    feed = PackedFeed(ExampleSource(examples, row_length=1024), rows=4, row_length=1024, pad_id=0, seed=0)
+    seen: dict[int, int] = {}
+    row_lengths = []
+    for _ in range(feed.batches_per_epoch):
+        batch = next(feed)
+        row_lengths.append(batch.tokens.shape[1])
+        assert batch.tokens.numel() <= 4 * 1024
+        carried = batch.targets[batch.weights > 0]
+        for document, count in zip(*np.unique(carried.numpy(), return_counts=True), strict=True):
+            seen[int(document)] = seen.get(int(document), 0) + int(count)
+    assert {256, 1024} <= set(row_lengths)
+    assert all(count == lengths[document] - 1 for document, count in seen.items())
+    # at most the last batch, when it is less than half full, waits for the next epoch
+    assert sum(seen.values()) > sum(lengths) - len(lengths) - 2 * 1024
 
 
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=12), st.integers(1, 30))

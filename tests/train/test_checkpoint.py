@@ -157,4 +157,4 @@ def test_progress_is_json_that_a_person_can_read(tmp_path: Path) -> None:
         Run(tmp_path).go(save=[3], kill=3)
     progress = json.loads((tmp_path / "checkpoints/step-00000003/progress.json").read_text())
     assert progress["step"] == 3
-    assert progress["feed"] == {"epoch": 0, "row": 6}
+    assert progress["feed"] == {"epoch": 0, "batch": 3}
