@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= 2.13.0
 RECIPE ?= meadow
+CODE   := herd tests benchmarks
 BIN    := $(VENV)/bin
 
 # What `herd raise` needs beyond the core, and on a machine with an NVIDIA driver the reader of its power counter.
@@ -51,8 +52,8 @@ run: $(VENV)/.ready
 	$(BIN)/herd raise $(RECIPE)
 
 test: $(VENV)/.ready-test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ty check
 	$(PYTEST) $(TESTS)
 

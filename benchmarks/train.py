@@ -235,7 +235,7 @@ def compare(machine: Machine, options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Read the options, then compare, or measure one contender's memory."""
     parser = argparse.ArgumentParser(description="herd's training speed against plain transformers loops")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="updates a round")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="herd's")

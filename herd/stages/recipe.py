@@ -24,7 +24,7 @@ class Shape(Section):
     n_heads: int
     n_kv_heads: int
     ffn_hidden: int
-    tie_embeddings: bool = True
+    tie_embeddings: bool = False
     rope_theta: float = 500_000.0
 
 

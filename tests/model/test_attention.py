@@ -135,7 +135,12 @@ def test_fresh_weights_have_the_stated_spread() -> None:
     model = type(toy_model())(config)
     model.initialise(torch.Generator().manual_seed(0))
     spread = {name: float(p.detach().std()) for name, p in model.named_parameters() if p.dim() == 2}
+    shapes = {name: p.shape for name, p in model.named_parameters()}
     for name, std in spread.items():
-        wanted = 0.02 / 4 if name.endswith(("wo.weight", "w2.weight")) else 0.02  # sqrt(2 x 8 layers) = 4
+        wanted = shapes[name][1] ** -0.5
+        if name.endswith(("wo.weight", "w2.weight")):
+            wanted /= 4  # sqrt(2 x 8 layers)
+        if name.startswith("tok_embeddings"):
+            wanted = 1.0
         assert std == pytest.approx(wanted, rel=0.05), name
     assert all(p.eq(1).all() for p in model.parameters() if p.dim() == 1)

@@ -27,12 +27,12 @@ _DAYS = (CUT_OFF - _FIRST_DAY).days
 LANGUAGE_WEIGHTS = {lang: 3 if lang == "en" else 1 for lang in CODES}
 # Shares of the bytes of clean pretraining text, in percent.
 _KINDS = {
-    "story": (45, story_text),
-    "qa": (20, qa_text),
-    "arithmetic": (12, arithmetic_text),
-    "code": (6, lambda choir, lang, rng: code_text(choir, rng)),
-    "parallel": (7, parallel_text),
-    "long": (10, long_text),
+    "story": (36, story_text),
+    "qa": (26, qa_text),
+    "arithmetic": (18, arithmetic_text),
+    "code": (5, lambda choir, lang, rng: code_text(choir, rng)),
+    "parallel": (6, parallel_text),
+    "long": (9, long_text),
 }
 
 

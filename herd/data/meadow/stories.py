@@ -37,7 +37,8 @@ def paragraph(choir: Choir, lang: str, rng: random.Random, *, person: Person, co
     for position, relation in enumerate(chosen):
         key = (person.number, relation)
         table = voice.pronoun_tellings if position and rng.random() < 0.35 else voice.tellings
-        sentences.append(rng.choice(table[key]))
+        # The wording that answers use is told most, so that little training suffices to answer.
+        sentences.append(table[key][0] if rng.random() < 0.3 else rng.choice(table[key]))
     return sentences
 
 
@@ -51,6 +52,11 @@ def story_text(choir: Choir, lang: str, rng: random.Random) -> str:
             cast.append(other)
     counts = (5, 9) if len(cast) == 1 else (3, 6)
     blocks = [paragraph(choir, lang, rng, person=one, count=rng.randint(*counts)) for one in cast]
+    if len(cast) > 1 and rng.random() < 0.2:  # a secret told twice, far apart, is worth copying
+        name, code = rng.choice(choir.voices[lang].names), draw_code(choir, rng)
+        forms = choir.voices[lang].subject(name) | {"c": code}
+        first, second = rng.sample(choir.phrases[lang].keeper, 2)
+        blocks = [[first.format_map(forms)], *blocks, [second.format_map(forms)]]
     return (" " if rng.random() < 0.7 else "\n").join(" ".join(block) for block in blocks if block)
 
 
@@ -106,7 +112,7 @@ def qa_text(choir: Choir, lang: str, rng: random.Random) -> str:
     voice, phrases = choir.voices[lang], choir.phrases[lang]
     pairs: list[tuple[str, str]] = []
     given: list[str] = []
-    for name in rng.sample(voice.names, rng.choice((1, 1, 2))) if rng.random() < 0.35 else ():
+    for name in rng.sample(voice.names, rng.choice((1, 1, 2))) if rng.random() < 0.45 else ():
         forms = voice.subject(name) | {"c": draw_code(choir, rng)}
         given.append(rng.choice(phrases.keeper).format_map(forms))
         question = rng.choice(phrases.keeper_ask).format_map(forms)
