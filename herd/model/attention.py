@@ -11,19 +11,20 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from herd.model.cache import CacheView
 from herd.model.config import ModelConfig
+from herd.model.pieces import Piece, additive, attend_in_pieces, cut
 from herd.model.rope import rotate
 
-# score entries a head (t x s) up to which plain matrix products are used on a processor
+# scores a head (t x s) up to which a processor works in pieces, which are kept for the backward pass
 _MOST_PLAIN = 1 << 20
 
 
 @dataclass(frozen=True)
 class Step:
-    """What every layer of one forward pass shares: rotation table, attention bias (None: plain causal), cache."""
+    """What every layer of one forward pass shares: rotation table, who sees whom (None: plain causal), cache."""
 
     cos_btd: Tensor
     sin_btd: Tensor
-    bias: Tensor | None
+    bias: Tensor | tuple[Piece, ...] | None
     cache: CacheView | None
 
 
@@ -35,28 +36,24 @@ def document_mask(documents_bt: Tensor) -> Tensor:
     return (same & causal).unsqueeze(1)
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 0 where the mask is true and -inf elsewhere: one conversion a forward pass instead of one a layer."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+def bias_of(mask_b1ts: Tensor, dtype: torch.dtype) -> Tensor | tuple[Piece, ...]:
+    """Return a mask as `attend` takes it: pieces on a processor, unless they are too much to keep; else 0 and -inf."""
+    if mask_b1ts.device.type == "cpu":
+        pieces = cut(mask_b1ts, dtype)
+        if sum(piece.bias_b11ts[0].numel() for piece in pieces) <= _MOST_PLAIN:
+            return pieces
+    return additive(mask_b1ts, dtype)
 
 
-def attend(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, bias: Tensor | None) -> Tensor:
+def attend(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, bias: Tensor | tuple[Piece, ...] | None) -> Tensor:
     """Return attention [b, h, t, d]; `bias` [b, 1, t, s] is added to the scores, None means causal.
 
-    Short rows on a processor go through plain matrix products: PyTorch's fused CPU kernel took 2 to 5 times as long
-    on rows of 128 and 256 (docs/log.md). Everything else is scaled_dot_product_attention.
+    In pieces where `bias_of` made some: PyTorch's fused CPU kernel took 2 to 5 times as long on rows of 128 and 256
+    (docs/log.md). Everything else is scaled_dot_product_attention.
     """
-    b, h, t, d = q_bhtd.shape
-    kv, s = k_bhsd.shape[1:3]
-    if bias is None or q_bhtd.device.type != "cpu" or t * s > _MOST_PLAIN:
-        return scaled_dot_product_attention(
-            q_bhtd, k_bhsd, v_bhsd, attn_mask=bias, is_causal=bias is None, enable_gqa=True
-        )
-    # the queries that share a key/value head become rows of one product
-    q = (q_bhtd * d**-0.5).reshape(b, kv, h // kv * t, d)
-    scores = (q @ k_bhsd.transpose(-1, -2)).view(b, kv, h // kv, t, s) + bias.unsqueeze(1)
-    out = scores.softmax(-1).view(b, kv, h // kv * t, s) @ v_bhsd
-    return out.view(b, h, t, d)
+    if isinstance(bias, tuple):
+        return attend_in_pieces(q_bhtd, k_bhsd, v_bhsd, bias)
+    return scaled_dot_product_attention(q_bhtd, k_bhsd, v_bhsd, attn_mask=bias, is_causal=bias is None, enable_gqa=True)
 
 
 class Attention(nn.Module):

@@ -17,24 +17,23 @@ class RopeScaling(Section):
     original_max_position_embeddings: int = 8192
 
 
-class ModelConfig(Section):
-    """One transformer shape. `ffn_hidden` is the SwiGLU width, `max_positions` the longest row it is meant for."""
+class Shape(Section):
+    """Widths and depths, the part of a shape that a recipe chooses. `ffn_hidden` is the SwiGLU width."""
 
     dim: int
     n_layers: int
     n_heads: int
     n_kv_heads: int
     ffn_hidden: int
-    vocab_size: int
     head_dim: int | None = None
     rope_theta: float = 500_000.0
-    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
-    max_positions: int = 8192
     tie_embeddings: bool = False
 
     @model_validator(mode="after")
-    def _check(self) -> "ModelConfig":
+    def _check(self) -> "Shape":
+        if min(self.dim, self.n_layers, self.n_heads, self.n_kv_heads, self.ffn_hidden, self.head_dim or 1) < 1:
+            raise ValueError("every width and depth must be at least 1")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim is None and self.dim % self.n_heads:
@@ -47,6 +46,14 @@ class ModelConfig(Section):
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.head_dim or self.dim // self.n_heads
+
+
+class ModelConfig(Shape):
+    """One transformer. `max_positions` is the longest row it is meant for."""
+
+    vocab_size: int
+    rope_scaling: RopeScaling | None = None
+    max_positions: int = 8192
 
     def parameters(self) -> int:
         """Return the number of parameters, counted in closed form (a test compares it with the built model)."""

@@ -4,6 +4,7 @@ Halves convention (as Hugging Face stores weights): the pair of dimension i is i
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +38,26 @@ def rotation_table(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tens
 
 def rotate(x_bhtd: Tensor, cos_btd: Tensor, sin_btd: Tensor) -> Tensor:
     """Turn queries or keys [b, h, t, head_size] by the table's angles."""
-    cos = cos_btd.unsqueeze(1).to(x_bhtd.dtype)
-    sin = sin_btd.unsqueeze(1).to(x_bhtd.dtype)
-    half = x_bhtd.shape[-1] // 2
-    turned = torch.cat((-x_bhtd[..., half:], x_bhtd[..., :half]), dim=-1)
-    return x_bhtd * cos + turned * sin
+    return _Rotation.apply(x_bhtd, cos_btd.unsqueeze(1).to(x_bhtd.dtype), sin_btd.unsqueeze(1).to(x_bhtd.dtype))
+
+
+class _Rotation(torch.autograd.Function):
+    # the gradient of a turn is the turn back: neither keeps its input, nor writes the halves out in between
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _turn(grads[0], cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from herd.model.attention import Attention, Step, additive, document_mask
+from herd.model.attention import Attention, Step, bias_of, document_mask
 from herd.model.cache import CacheView
 from herd.model.config import ModelConfig
+from herd.model.norm import RMSNorm
 from herd.model.rope import inverse_frequencies, rotation_table
 
 
@@ -35,9 +36,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config, layer)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = FeedForward(config)
 
     def forward(self, x_bte: Tensor, step: Step) -> Tensor:
@@ -54,7 +55,7 @@ class Transformer(nn.Module):
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.output.weight = self.tok_embeddings.weight
@@ -83,7 +84,7 @@ class Transformer(nn.Module):
         if documents is not None:
             mask = document_mask(documents)
         x_bte = self.tok_embeddings(tokens_bt)
-        bias = None if mask is None else additive(mask, x_bte.dtype)
+        bias = None if mask is None else bias_of(mask, x_bte.dtype)
         step = Step(*rotation_table(self.frequencies, positions), bias, cache)
         for layer in self.layers:
             x_bte = layer(x_bte, step)

@@ -9,23 +9,11 @@ from herd.base.errors import ConfigError
 from herd.card.emissions import EnergyConfig
 from herd.data.curate import CurateConfig
 from herd.data.meadow import MeadowConfig
-from herd.model.config import ModelConfig, RopeScaling
+from herd.model.config import ModelConfig, RopeScaling, Shape
 from herd.runtime.config import RuntimeConfig
 from herd.train.config import OptimConfig, TrainConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-class Shape(Section):
-    """The part of a model's shape that a recipe chooses; vocabulary and positions follow from the other stages."""
-
-    dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    ffn_hidden: int
-    tie_embeddings: bool = False
-    rope_theta: float = 500_000.0
 
 
 class LongContextConfig(TrainConfig):

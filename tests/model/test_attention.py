@@ -5,8 +5,10 @@ import torch
 from toys import TOY, toy_documents, toy_model
 
 from herd.model import attention
-from herd.model.attention import additive, attend, document_mask
+from herd.model.attention import attend, document_mask
 from herd.model.cache import Cache
+from herd.model.norm import RMSNorm
+from herd.model.pieces import additive, cut
 
 LENGTHS = [7, 1, 12, 5, 9]
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -93,18 +95,50 @@ def test_ragged_rows_in_any_slots_equal_the_full_forward() -> None:
         torch.testing.assert_close(torch.cat(pieces), full, **CLOSE)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
-def test_plain_products_equal_the_fused_kernel(monkeypatch: pytest.MonkeyPatch, heads: int, kv_heads: int) -> None:
+@pytest.mark.parametrize("length", [33, 64, 150])
+def test_pieces_equal_the_fused_kernel(heads: int, kv_heads: int, length: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, h, 33, 8, generator=generator) for h in (heads, kv_heads, kv_heads))
-    documents = torch.tensor([[0] * 10 + [1] * 20 + [-1] * 3, [0] * 33])
-    bias = additive(document_mask(documents), torch.float32)
-    plain = attend(q, k, v, bias)
-    monkeypatch.setattr(attention, "_MOST_PLAIN", 0)
-    torch.testing.assert_close(attend(q, k, v, bias), plain, **CLOSE)
-    causal = additive(torch.ones(33, 33, dtype=torch.bool).tril()[None, None], torch.float32)
+    q, k, v = (
+        torch.randn(2, h, length, 8, generator=generator, requires_grad=True) for h in (heads, kv_heads, kv_heads)
+    )
+    above = torch.randn(2, heads, length, 8, generator=generator)
+    packed = torch.tensor([0] * 10 + [1] * (length - 13) + [-1] * 3)
+    interleaved = torch.arange(length) % 3
+    mask = document_mask(torch.stack((packed, interleaved)))
+    results = []
+    for bias in (cut(mask, torch.float32), additive(mask, torch.float32)):
+        out = attend(q, k, v, bias)
+        results.append((out, *torch.autograd.grad(out, (q, k, v), above)))
+    for pieces, kernel in zip(*results, strict=True):
+        torch.testing.assert_close(pieces, kernel, **CLOSE)
+    causal = cut(torch.ones(length, length, dtype=torch.bool).tril()[None, None].expand(2, -1, -1, -1), torch.float32)
     torch.testing.assert_close(attend(q, k, v, None), attend(q, k, v, causal), **CLOSE)
+
+
+def test_a_piece_holds_only_the_keys_its_queries_see() -> None:
+    documents = torch.tensor([[0] * 100 + [1] * 100, [0] * 70 + [1] * 130])
+    found = [
+        (piece.queries.start, piece.keys.start, piece.keys.stop)
+        for piece in cut(document_mask(documents), torch.float32)
+    ]
+    assert found == [(0, 0, 64), (64, 0, 128), (128, 70, 192), (192, 70, 200)]
+
+
+@pytest.mark.parametrize("rows", [1, 511, 1300])
+def test_the_norm_equals_pytorchs(rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = RMSNorm(24, eps=1e-5)
+    norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+    x = torch.randn(rows, 24, generator=generator, requires_grad=True)
+    above = torch.randn(rows, 24, generator=generator)
+    ours, theirs = norm(x), torch.nn.functional.rms_norm(x, (24,), norm.weight, 1e-5)
+    assert torch.equal(ours, theirs)
+    inputs = (x, norm.weight)
+    for mine, reference in zip(
+        torch.autograd.grad(ours, inputs, above), torch.autograd.grad(theirs, inputs, above), strict=True
+    ):
+        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
 
 
 def test_both_paths_have_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
