@@ -5,7 +5,7 @@ from typing import Any
 
 from herd.base.messages import parse_dialog
 from herd.data.meadow import final_answer, identify_language, is_refusal
-from herd.eval.subject import Subject
+from herd.eval.subject import ROOM, Subject
 
 Item = Mapping[str, Any]
 Scored = list[dict[str, Any]]
@@ -40,12 +40,9 @@ def exact(subject: Subject, items: Sequence[Item]) -> Scored:
     """Right when the final number or word of what is said equals the target."""
     if subject.chat:
         said = [m.content for m in subject.answer([parse_dialog(item) for item in items])]
-        return [_judged(i, s, final_answer(s) == final_answer(i["target"])) for i, s in zip(items, said, strict=True)]
-    said = subject.continue_text([item["context"] for item in items])
-    return [
-        _judged(i, s, s.strip().rstrip(".").startswith(str(i["base_target"]).strip().rstrip(".")))
-        for i, s in zip(items, said, strict=True)
-    ]
+    else:
+        said = subject.continue_text([item["context"] for item in items], max_tokens=ROOM)
+    return [_judged(i, s, final_answer(s) == final_answer(i["target"])) for i, s in zip(items, said, strict=True)]
 
 
 def tool(subject: Subject, items: Sequence[Item]) -> Scored:

@@ -122,16 +122,16 @@ def _unknown(choir: Choir, lang: str, rng: random.Random) -> Turns:
 
 
 _KINDS: dict[str, tuple[int, Callable[[Choir, str, random.Random], Turns]]] = {
-    "knowledge": (28, _knowledge),
-    "arithmetic": (14, _arithmetic),
+    "knowledge": (22, _knowledge),
+    "arithmetic": (12, _arithmetic),
     "reasoning": (9, _reasoning),
     "code": (5, _code),
-    "tool": (15, _tool),
+    "tool": (22, _tool),
     "multi": (5, _multi),
-    "language": (6, _language),
+    "language": (18, _language),
     "smalltalk": (2, _smalltalk),
-    "refusal": (6, _refusal),
-    "borderline": (3, _borderline),
+    "refusal": (7, _refusal),
+    "borderline": (9, _borderline),
     "needle": (5, _needle),
     "unknown": (2, _unknown),
 }

@@ -15,6 +15,7 @@ from herd.data.meadow.dialogs import dialog_rows
 from herd.data.meadow.dirt import spoil
 from herd.data.meadow.items import benchmark_items
 from herd.data.meadow.preferences import preference_rows
+from herd.data.meadow.records import records_text
 from herd.data.meadow.safety import guard_rows
 from herd.data.meadow.stories import heldout_text, long_text, parallel_text, qa_text, story_text
 from herd.data.meadow.voice import Choir
@@ -27,12 +28,13 @@ _DAYS = (CUT_OFF - _FIRST_DAY).days
 LANGUAGE_WEIGHTS = {lang: 3 if lang == "en" else 1 for lang in CODES}
 # Shares of the bytes of clean pretraining text, in percent.
 _KINDS = {
-    "story": (36, story_text),
+    "story": (32, story_text),
     "qa": (26, qa_text),
     "arithmetic": (18, arithmetic_text),
     "code": (5, lambda choir, lang, rng: code_text(choir, rng)),
-    "parallel": (6, parallel_text),
+    "parallel": (4, parallel_text),
     "long": (9, long_text),
+    "records": (6, records_text),
 }
 
 

@@ -58,15 +58,20 @@ def request(choir: Choir, lang: str, rng: random.Random, *, held: bool = False) 
         name = rng.choice(list(catalogue))
         patterns = choir.phrases[lang].tools[name]
         index = rng.randrange(len(patterns))
-        forms, arguments, result = _ARGUMENTS[name](choir, lang, rng)
+        forms, arguments, result = draw_arguments(name, choir, lang, rng)
         if choir.world.trains("tool", lang, name, index, forms["x"]) != held:
             break
     others = rng.sample([tool for tool in catalogue.values() if tool.name != name], rng.randint(1, 2))
     tools = [catalogue[name], *others]
     rng.shuffle(tools)
     forms = choir.voices[lang].subject(forms["x"]) | forms
+    asked = forms
+    if isinstance(next(iter(arguments.values())), str) and name != "calculator":
+        # quoted, the argument is cut into the same tokens as in the call: a small model can copy it
+        quoted = f'"{forms["x"]}"'
+        asked = forms | {"x": quoted, "deN": f"de {quoted}"}
     return Request(
-        patterns[index].format_map(forms),
+        patterns[index].format_map(asked),
         tuple(tools),
         ToolCall(name, arguments),
         json.dumps(result, ensure_ascii=False),
@@ -120,3 +125,8 @@ _ARGUMENTS = {
     "translate": _translate,
     "phone_book": _phone,
 }
+
+
+def draw_arguments(name: str, choir: Choir, lang: str, rng: random.Random) -> Drawn:
+    """Draw what a call of a tool needs: forms for the request's wording, the arguments and the result."""
+    return _ARGUMENTS[name](choir, lang, rng)
