@@ -56,6 +56,16 @@ def test_losses_fall_and_tokens_are_counted(toy_run: Path) -> None:
         assert record.cost["device_hours"] == pytest.approx(record.cost["seconds"] / 3600, rel=1e-2)
 
 
+def test_held_out_text_is_scored_while_the_flagship_trains(toy_run: Path) -> None:
+    record = Ledger(toy_run / "ledger.jsonl").latest("pretrain")
+    assert record is not None
+    rows = list(record.facts["heldout"].values())
+    assert len(rows) == 4
+    for lang in ("en", "hi", "th"):
+        assert rows[-1]["bits_per_byte"][lang] < rows[0]["bits_per_byte"][lang]
+    assert "Held-out bits per byte while training" in (toy_run / "MODEL_CARD.md").read_text()
+
+
 def test_long_context_changes_the_shape_as_the_recipe_says(toy_run: Path) -> None:
     before, after = load_config(toy_run / "flagship/pretrain"), load_config(toy_run / "flagship/base")
     assert (before.max_positions, before.rope_scaling) == (128, None)

@@ -36,6 +36,7 @@ def training(book: Book) -> Section:
             "each other."
         ),
         Table("Stages", _STAGES, tuple(rows)),
+        *_heldout(book),
         *(_curves(book)),
     ]
     return Section("training", "Training", tuple(blocks))
@@ -55,6 +56,24 @@ def _stage_row(book: Book, record: Record) -> tuple[Cell, ...]:
         book.figure(record, "cost", "tokens_per_s", unit="count"),
         book.figure(record, "cost", "seconds", unit="seconds"),
     )
+
+
+def _heldout(book: Book) -> list[Block]:
+    """Return held-out bits per byte as the flagship's base stages went on, one row a measurement."""
+    watched = [(record, step) for record in book.training() for step in record.facts.get("heldout") or {}]
+    found = (record.facts["heldout"][step]["bits_per_byte"] for record, step in watched)
+    languages = list(dict.fromkeys(lang for values in found for lang in values))
+    if not languages:
+        return []
+    body = [
+        (
+            f"{record.step}, step {step}",
+            book.figure(record, "facts", "heldout", step, "tokens", unit="amount"),
+            *(book.figure(record, "facts", "heldout", step, "bits_per_byte", lang, unit="bits") for lang in languages),
+        )
+        for record, step in watched
+    ]
+    return [Table("Held-out bits per byte while training", ("When", "Tokens", *languages), tuple(body))]
 
 
 def _curves(book: Book) -> list[Chart]:

@@ -1,1 +1,1 @@
-"""Floor 2: text only. Sources, curation, mixture, dialogs, the meadow generator. Nothing imports torch."""
+"""Floor 2: text only. Sources, curation, the meadow generator. Nothing imports torch."""

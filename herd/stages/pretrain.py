@@ -6,6 +6,7 @@ from herd.base.errors import DataError
 from herd.base.seeds import named_seed
 from herd.stages.step import Context, Outcome
 from herd.stages.training import Plan, fresh_model, train, trained_model
+from herd.stages.watch import HeldOut
 from herd.tokenizer.shards import TokenShards
 from herd.train.config import TrainConfig
 from herd.train.feed import PackedFeed, ShardSource
@@ -31,9 +32,10 @@ def run(context: Context, key: str) -> Outcome:
         model = trained_model(context, before, config=config)
     feed = shard_feed(context, section, key)
     about = {"context": section.context, "batch_tokens": section.batch_tokens, "seed": recipe.seed}
-    if section.repeats:
-        about["repeats"] = section.repeats
-    plan = Plan(NextToken(), feed, section.optim, section.steps, section.accumulate, about)
+    assert isinstance(feed.source, ShardSource)
+    about["mixture"] = {name: round(share, 4) for name, share in feed.source.shares(1).items()}
+    watch = HeldOut(context, key, model, steps=section.steps)
+    plan = Plan(NextToken(), feed, section.optim, section.steps, section.accumulate, about, watch)
     return train(context, key, model, plan, output=FOLDERS[key])
 
 

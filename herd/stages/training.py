@@ -17,6 +17,7 @@ from herd.model.transformer import Transformer
 from herd.model.weights import load_model, save_model
 from herd.runtime.power import EnergyMeter
 from herd.stages.step import Context, Outcome
+from herd.stages.watch import HeldOut
 from herd.train.checkpoint import Checkpoints
 from herd.train.config import OptimConfig
 from herd.train.feed import Feed
@@ -36,6 +37,7 @@ class Plan:
     steps: int
     accumulate: int = 1
     about: Mapping[str, Any] | None = None
+    watch: HeldOut | None = None
 
 
 def fresh_model(context: Context, config: ModelConfig, name: str) -> Transformer:
@@ -72,7 +74,9 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
     curve = f"metrics/{key.replace('/', '-')}.jsonl"
     metrics = Metrics(context.run / curve, from_step=state.step if state else 0)
     saver = Saver(checkpoints, optimizer, plan.feed, metrics, seconds=recipe.checkpoint_seconds, steps=plan.steps)
-    hooks = (metrics, saver, reporter(context.progress, plan.steps))
+    watch = (plan.watch,) if plan.watch else ()
+    # what is watched is written before a checkpoint says that its step is done
+    hooks = (metrics, *watch, saver, reporter(context.progress, plan.steps))
     final = fit(
         model,
         plan.objective,
@@ -93,6 +97,7 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
         "loss_last": mean_of_last(context.run / curve, "loss", plan.steps),
         "learning_rate": plan.optim.learning_rate,
         "curve": curve,
+        **({"heldout": plan.watch.facts()} if plan.watch else {}),
         **(plan.about or {}),
     }
     joules = energy.joules()

@@ -129,10 +129,19 @@ class ShardSource:
         teacher: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.shards, self.teacher = shards, teacher
-        self.starts, self.lengths, keys = cut(shards, row_length)
+        self.starts, self.lengths, self._keys = cut(shards, row_length)
         # a document's repeat is the product over its key, such as that of its language and of its kind
         table = np.array([math.prod((repeats or {}).get(part, 1.0) for part in key) for key in shards.keys])
-        self._repeats = table[keys] if len(keys) else np.zeros(0)
+        self._repeats = table[self._keys] if len(self._keys) else np.zeros(0)
+
+    def shares(self, position: int) -> dict[str, float]:
+        """Return the share of an epoch's tokens by one part of the documents' keys: 0 the language, 1 the kind."""
+        sums: dict[str, float] = {}
+        weights = self._repeats * (self.lengths - 1)
+        for number, key in enumerate(self.shards.keys):
+            sums[key[position]] = sums.get(key[position], 0.0) + float(weights[self._keys == number].sum())
+        total = sum(sums.values()) or 1.0
+        return {name: value / total for name, value in sums.items()}
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Return piece indices in random order."""
