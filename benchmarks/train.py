@@ -41,14 +41,13 @@ ROW, BATCH_TOKENS, PAD = 256, 8192, 0
 SHORTEST, LONGEST = 20, 150
 RATE = 1e-3
 SHAPE = ModelConfig(
-    dim=256,
+    dim=144,
     n_layers=4,
     n_heads=4,
     n_kv_heads=2,
-    ffn_hidden=512,
+    ffn_hidden=384,
     vocab_size=2304,
     max_positions=ROW,
-    tie_embeddings=True,
 )
 
 # makes so many updates; returns the tokens that carried a loss and the last mean loss
