@@ -303,9 +303,9 @@ def test_what_looks_like_a_call_stays_text_unless_it_is_one(
 )
 def test_hostile_output_is_read_quickly_and_without_an_exception(hostile: str) -> None:
     for tools in ((), (Tool("f", "", {}),)):
-        started = time.perf_counter()
+        started = time.process_time()
         assert PLAIN.parse(hostile, tools=tools).content == hostile
-        assert time.perf_counter() - started < 3
+        assert time.process_time() - started < 20  # of processor time: quadratic reading would take minutes
 
 
 def test_a_stream_holds_back_no_more_than_it_must() -> None:
@@ -313,10 +313,10 @@ def test_a_stream_holds_back_no_more_than_it_must() -> None:
     shown = [finder.push(piece) for piece in ("สวัสดี", "ครับ", " see [", "note] {", "x} ", "a.", "b <fun", "ny")]
     assert shown == ["สวัสดี", "ครับ", " see ", "[note] ", "{x} ", "", "a.b ", "<"]
     assert finder.finish().content == "funny"
-    started = time.perf_counter()
+    started = time.process_time()
     slow = CallFinder(["a.b"])
     assert sum(len(slow.push("w")) for _ in range(50_000)) + len(slow.finish().content) == 50_000
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 20  # of processor time: quadratic reading would take minutes
 
 
 def test_bad_dialogs_are_named() -> None:

@@ -248,7 +248,7 @@ def test_hostile_text_is_scrubbed_in_linear_time() -> None:
     for unit in ("a-", "1.", "+1 ", "AB12 ", "1 2 ", "@"):
         started = time.process_time()
         personal.scrub(unit * 20_000 + " @", "en")
-        assert time.process_time() - started < 3  # the unguarded e-mail pattern takes 18 s
+        assert time.process_time() - started < 10  # the unguarded e-mail pattern takes 18 s
 
 
 def test_heldout_takes_the_asked_share_within_its_limits() -> None:

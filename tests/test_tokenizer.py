@@ -81,9 +81,9 @@ def test_save_gives_the_official_file_and_load_reads_it_back(
     ids=["one word", "spaces", "words just below the limit"],
 )
 def test_long_runs_take_linear_time(official: Tokenizer, text: str, n_ids: int | None) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     ids = official.encode(text)
-    assert time.perf_counter() - started < 5  # quadratic time would be minutes
+    assert time.process_time() - started < 30  # quadratic time would be many minutes
     assert official.decode(ids) == text
     assert n_ids in (None, len(ids))
 

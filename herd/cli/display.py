@@ -87,7 +87,7 @@ class Shown:
         """Mark a step."""
         self._states[key] = (state, detail)
         if state == "running":
-            self._running, self._figures, self._line = key, Figures(), ""
+            self._running, self._figures, self._line, self._note = key, Figures(), "", ""
 
     def advance(self, done: int, total: int, **figures: float) -> None:
         """Update the running step's line."""
