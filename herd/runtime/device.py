@@ -3,7 +3,6 @@
 import os
 import platform
 import resource
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +72,3 @@ def _cpu_lines(key: str) -> str:
 def peak_memory_bytes() -> int:
     """Return the most resident memory this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def free_disk_bytes(path: Path) -> int:
-    """Return the free bytes on the disk that holds `path` (or would hold it)."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

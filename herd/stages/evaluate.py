@@ -8,7 +8,6 @@ from herd.base.files import hash_file, hash_tree, read_jsonl, write_jsonl
 from herd.eval.runner import Score, bits_per_byte, run_task
 from herd.eval.subject import Subject
 from herd.stages.models import open_engine, open_shield
-from herd.stages.sft import folder_of
 from herd.stages.step import Context, Outcome
 
 # the meadow's file of items -> the task's name on the card
@@ -74,11 +73,3 @@ def _keep(context: Context, score: Score) -> None:
         if guard:
             reads["guard"] = hash_tree(context.run / "guard")
         context.run.ledger.append("score", step, facts=facts, reads=reads, writes=writes)
-
-
-def evaluated(siblings: Mapping[str, Any]) -> list[str]:
-    """Return the model folders that are scored, in the card's order."""
-    folders = ["flagship/base", "flagship/instruct"]
-    for name in siblings:
-        folders += [f"{folder_of(name)}/{kind}" for kind in ("alone", "base", "instruct")]
-    return folders

@@ -15,6 +15,7 @@ from herd.base.seeds import named_seed
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 from herd.model.weights import load_model, save_model
+from herd.runtime.device import peak_memory_bytes
 from herd.runtime.power import EnergyMeter
 from herd.stages.step import Context, Outcome
 from herd.stages.watch import HeldOut
@@ -107,6 +108,7 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
         "device": machine.name,
         "dtype": str(machine.dtype).removeprefix("torch."),
         "threads": machine.threads,
+        "peak_memory_bytes": peak_memory_bytes(),
         "tokens_per_s": round(final.tokens / final.seconds, 1),
         "joules_measured": None if joules is None else round(joules, 1),
     }

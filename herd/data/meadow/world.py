@@ -6,7 +6,6 @@ Also the split: which questions, tellings, operand pairs and combinations are ke
 import zlib
 from dataclasses import dataclass
 
-from herd.base.languages import CODES
 from herd.base.seeds import named_rng
 from herd.data.meadow.config import MeadowConfig
 from herd.data.meadow.people import MEN, STRANGE_MEN, STRANGE_WOMEN, TOWNS, WOMEN, Name, names
@@ -101,8 +100,3 @@ def make_world(config: MeadowConfig) -> World:
 def facts_of(person: Person) -> list[str]:
     """Return the relations that hold for a person, in the fixed order."""
     return [relation for relation in RELATIONS if relation in person.facts]
-
-
-def languages_telling(world: World, person: int, relation: str) -> list[str]:
-    """Return the languages in which a fact is told."""
-    return [lang for lang in CODES if world.told(person, relation, lang)]
