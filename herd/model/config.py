@@ -1,4 +1,4 @@
-"""The shape of a model, in the field's names, and the published shapes (arXiv:2407.21783, table 3)."""
+"""The shape of a model, in the field's names, to and from Hugging Face's `config.json`."""
 
 from typing import Any
 
@@ -70,31 +70,6 @@ class ModelConfig(Shape):
         return 6 * (self.parameters() - embedding) + attention / (2 if causal else 1)
 
 
-_SCALED = RopeScaling()
-_PUBLISHED = {
-    "llama3.1-8b": (4096, 32, 32, 14336),
-    "llama3.1-70b": (8192, 80, 64, 28672),
-    "llama3.1-405b": (16384, 126, 128, 53248),
-}
-
-
-def published(name: str) -> ModelConfig:
-    """Return a published Llama 3.1 shape by name, such as 'llama3.1-8b'. Raises ConfigError."""
-    if name not in _PUBLISHED:
-        raise ConfigError(f"no published shape {name!r}; there are {', '.join(_PUBLISHED)}")
-    dim, n_layers, n_heads, ffn_hidden = _PUBLISHED[name]
-    return ModelConfig(
-        dim=dim,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=8,
-        ffn_hidden=ffn_hidden,
-        vocab_size=128_256,
-        rope_scaling=_SCALED,
-        max_positions=131_072,
-    )
-
-
 def to_hf(config: ModelConfig, *, bos_id: int, eos_ids: list[int], dtype: str = "float32") -> dict[str, Any]:
     """Return the `config.json` of a Hugging Face Llama directory."""
     scaling = config.rope_scaling.model_dump() | {"rope_type": "llama3"} if config.rope_scaling else None
@@ -122,22 +97,17 @@ def to_hf(config: ModelConfig, *, bos_id: int, eos_ids: list[int], dtype: str = 
     }
 
 
-def from_hf(values: dict[str, Any], *, where: str) -> ModelConfig:
-    """Read a Hugging Face `config.json`. Raises ConfigError on mathematics that herd doesn't implement."""
+def from_hf(values: Any, *, where: str) -> ModelConfig:
+    """Read a Hugging Face `config.json`. Raises ConfigError on mathematics that herd doesn't implement.
+
+    A key that herd doesn't know is refused unless it is off or empty: it may change what the model computes.
+    """
     if not isinstance(values, dict) or values.get("model_type") != "llama":
         values = values if isinstance(values, dict) else {}
         raise ConfigError(f"{where}: model_type {values.get('model_type')!r} is not 'llama'")
-    if values.get("hidden_act", "silu") != "silu" or values.get("attention_bias") or values.get("mlp_bias"):
-        raise ConfigError(f"{where}: hidden_act must be 'silu' and biases off")
-    rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
-    theta = values.get("rope_theta") or rope.get("rope_theta") or 10_000.0
-    if kind not in ("default", "llama3"):
-        raise ConfigError(f"{where}: rope_scaling type {kind!r} is not known; herd reads 'llama3'")
-    missing = [key for key in _NEEDED if key not in values]
-    if missing:
-        raise ConfigError(f"{where}: key {', '.join(missing)} is missing")
+    _check_mathematics(values, where)
     # what a file leaves out has the defaults of transformers' LlamaConfig, not herd's
+    theta, scaling = _rope(values, where)
     shape = {
         "dim": values["hidden_size"],
         "n_layers": values["num_hidden_layers"],
@@ -147,7 +117,7 @@ def from_hf(values: dict[str, Any], *, where: str) -> ModelConfig:
         "vocab_size": values["vocab_size"],
         "head_dim": values.get("head_dim"),
         "rope_theta": theta,
-        "rope_scaling": {k: rope[k] for k in RopeScaling.model_fields if k in rope} if kind == "llama3" else None,
+        "rope_scaling": scaling,
         "norm_eps": values.get("rms_norm_eps", 1e-6),
         "max_positions": values.get("max_position_embeddings", 2048),
         "tie_embeddings": bool(values.get("tie_word_embeddings", False)),
@@ -155,4 +125,96 @@ def from_hf(values: dict[str, Any], *, where: str) -> ModelConfig:
     return validate(ModelConfig, shape, where=where)
 
 
+def _check_mathematics(values: dict[str, Any], where: str) -> None:
+    if values.get("hidden_act", "silu") != "silu" or values.get("attention_bias") or values.get("mlp_bias"):
+        raise ConfigError(f"{where}: hidden_act must be 'silu' and biases off")
+    if values.get("quantization_config"):
+        raise ConfigError(f"{where}: quantization_config: herd reads unquantised weights; take the original ones")
+    if missing := [key for key in _NEEDED if key not in values]:
+        raise ConfigError(f"{where}: key {', '.join(missing)} is missing")
+    known = {*_NEEDED, *_READ, *_DESCRIBING}
+    unknown = [key for key, value in values.items() if key not in known and not key.startswith("_") and value]
+    if unknown:
+        raise ConfigError(
+            f"{where}: key {unknown[0]!r} ({values[unknown[0]]!r:.60}) is not known to herd and may change what the "
+            "model computes; take it out if it only describes"
+        )
+
+
+def _rope(values: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
+    """Return theta and the scaling, from either of the two places where transformers has kept them."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ConfigError(f"{where}: rope_scaling {rope!r:.60} is not a mapping")
+    rope = dict(rope)
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    rope.pop("type", None)
+    theta = values.get("rope_theta") or rope.get("rope_theta") or 10_000.0
+    rope.pop("rope_theta", None)
+    if kind not in ("default", "llama3"):
+        raise ConfigError(f"{where}: rope_scaling type {kind!r} is not known; herd reads 'llama3'")
+    if kind == "default":
+        return theta, None
+    fields = set(RopeScaling.model_fields)
+    if wrong := sorted((set(rope) - fields) | (fields - set(rope))):
+        raise ConfigError(f"{where}: rope_scaling of type 'llama3' needs {sorted(fields)}; {wrong[0]!r} is amiss")
+    return theta, rope
+
+
 _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+_READ = (
+    "model_type",
+    "hidden_act",
+    "attention_bias",
+    "mlp_bias",
+    "num_key_value_heads",
+    "head_dim",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "rms_norm_eps",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+)
+# Keys that say nothing of what the forward pass computes: where the file came from, training, generation, labels.
+_DESCRIBING = (
+    "architectures",
+    "attention_dropout",
+    "auto_map",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "cache_implementation",
+    "chunk_size_feed_forward",
+    "dtype",
+    "eos_token_id",
+    "hidden_dropout",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "is_llama_config",
+    "label2id",
+    "max_length",
+    "min_length",
+    "model_max_length",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "pretraining_tp",
+    "prefix",
+    "problem_type",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "task_specific_params",
+    "temperature",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
+)

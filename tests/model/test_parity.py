@@ -12,7 +12,8 @@ from toys import TOY, toy_model
 
 from herd.model.config import ModelConfig, RopeScaling, to_hf
 from herd.model.transformer import Transformer
-from herd.model.weights import hf_name, load_model, save_model
+from herd.model.hf import hf_name
+from herd.model.weights import load_model, save_model
 
 transformers = pytest.importorskip("transformers")
 

@@ -5,7 +5,8 @@ import torch
 from toys import TOY
 
 from herd.base.errors import ConfigError
-from herd.model.config import ModelConfig, RopeScaling, from_hf, published, to_hf
+from herd.model.config import ModelConfig, RopeScaling, from_hf, to_hf
+from herd.model.published import published
 from herd.model.transformer import Transformer
 
 

@@ -73,7 +73,7 @@ def test_missing_surplus_and_misshapen_tensors_are_named(folder: Path) -> None:
 
 
 def test_folders_that_are_no_models_are_named(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(DataError, match=r"no config\.json, so this isn't a model folder"):
+    with pytest.raises(DataError, match=r"no config\.json or params\.json, so this isn't a model folder"):
         load_model(tmp_path / "nowhere")
     (folder / "model.safetensors").unlink()
     with pytest.raises(DataError, match=r"no \.safetensors file"):
