@@ -25,6 +25,7 @@ WEATHER = Tool(
     {"type": "object", "properties": {"town": {"type": "string"}, "days": {"type": "integer"}}},
 )
 PLAIN = DialogCodec(BYTES, Layout(tool_prompt="none"))
+BARE = DialogCodec(BYTES, Layout(tool_prompt="none", open_header="bare"))
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +124,14 @@ def test_weights_and_control_marks() -> None:
     assert BYTES.decode(PLAIN.prompt(dialog)[len(encoded) :]) == header
 
 
+@pytest.mark.parametrize("header", ["", "\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n"])
+def test_newlines_after_a_bare_header_are_no_content(header: str) -> None:
+    text = f"{header}safe<|eot_id|>"
+    for output in (text, BYTES.encode(text, allowed_special="all")):
+        assert BARE.parse(output).content == "safe"
+    assert BYTES.decode(BARE.prompt(Dialog((Message("user", "U"),)))).endswith("assistant<|end_header_id|>")
+
+
 def test_tool_prompts() -> None:
     dialog = Dialog((Message("user", "Ulm?"),), (WEATHER, Tool("brave_search", "", {})))
     full = BYTES.decode(DialogCodec(BYTES, Layout(dates=("December 2023", "26 Jul 2024"))).encode(dialog).ids)
@@ -148,21 +157,25 @@ def test_tool_prompts() -> None:
 
 
 LAYOUTS = [
-    Layout(
-        calls=CallStyle(dialect, typed=typed, ascii_json=typed),
-        tool_prompt=tool_prompt,
-        tools_in=place,
-        python_tag=tag,
-        dates=("then", "now") if typed else None,
-    )
-    for dialect, typed, tool_prompt, place, tag in (
-        ("json", False, "compact", "user", "code"),
-        ("json", True, "full", "system", "calls"),
-        ("function_tag", False, "full", "user", "code"),
-        ("function_tag", True, "none", "user", "calls"),
-        ("python_list", False, "full", "system", "code"),
-        ("python_list", True, "compact", "user", "calls"),
-    )
+    *(
+        Layout(
+            calls=CallStyle(dialect, typed=typed, ascii_json=typed),
+            tool_prompt=tool_prompt,
+            tools_in=place,
+            python_tag=tag,
+            dates=("then", "now") if typed else None,
+        )
+        for dialect, typed, tool_prompt, place, tag in (
+            ("json", False, "compact", "user", "code"),
+            ("json", True, "full", "system", "calls"),
+            ("function_tag", False, "full", "user", "code"),
+            ("function_tag", True, "none", "user", "calls"),
+            ("python_list", False, "full", "system", "code"),
+            ("python_list", True, "compact", "user", "calls"),
+        )
+    ),
+    Layout(python_tag="builtins", opening="template", tool_results="json", call_end="eot", dates=("then", "now")),
+    Layout(environment=False, opening="documents", open_header="bare", dates=("then", "now")),
 ]
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -230,11 +243,13 @@ def test_a_stream_reads_as_the_whole(body: str, before: str, after: str, tag: bo
     ids = [*BYTES.encode(before), *middle, *BYTES.encode(body + after), *tail]
     for tools in ((), TOOLS):
         whole = PLAIN.read(ids, tools=tools)
-        stream = OutputStream(PLAIN, tools=tools)
-        shown = [stream.push(token) for token in ids]
-        rest, parsed = stream.finish()
-        assert parsed == whole
-        assert "".join(shown) + rest == whole.message.content
+        for codec, output in ((PLAIN, ids), (BARE, ids), (BARE, [*BYTES.encode("\n\n"), *ids])):
+            stream = OutputStream(codec, tools=tools)
+            shown = [stream.push(token) for token in output]
+            rest, parsed = stream.finish()
+            assert parsed == codec.read(output, tools=tools)
+            assert parsed == whole or (output is ids and codec is BARE and BYTES.decode(ids).startswith("\n\n"))
+            assert "".join(shown) + rest == parsed.message.content
 
 
 ANSWERS = [

@@ -15,7 +15,8 @@ from herd.base.files import hash_file, read_jsonl
 from herd.base.languages import CODES
 from herd.tokenizer import specials
 from herd.tokenizer.bpe import StreamDecoder, Tokenizer
-from herd.tokenizer.learn import balanced, byte_characters, fertility, learn, train_library
+from herd.tokenizer.hf_files import byte_characters
+from herd.tokenizer.learn import balanced, fertility, learn, learn_balanced, train_library
 
 BYTES = Tokenizer({bytes((byte,)): byte for byte in range(256)})
 
@@ -76,16 +77,20 @@ def test_save_gives_the_official_file_and_load_reads_it_back(
 
 
 @pytest.mark.parametrize(
-    ("text", "n_ids"),
-    [("a" * 1_000_000, 125_000), (" " * 1_000_000, None), (("x" * 24_999 + " ") * 40, None)],
-    ids=["one word", "spaces", "words just below the limit"],
+    "unit",
+    ["a", "7", "é", "กขค", " ", "\n", "aé7 ก\n", "-", "x" * 24_999 + " "],
+    ids=["letters", "digits", "non-ASCII", "Thai", "spaces", "newlines", "mixed", "signs", "just below the limit"],
 )
-def test_long_runs_take_linear_time(official: Tokenizer, text: str, n_ids: int | None) -> None:
-    started = time.process_time()
-    ids = official.encode(text)
-    assert time.process_time() - started < 30  # quadratic time would be many minutes
-    assert official.decode(ids) == text
-    assert n_ids in (None, len(ids))
+def test_long_input_takes_linear_time(official: Tokenizer, unit: str) -> None:
+    def spent(text: str) -> float:
+        started = time.process_time()
+        assert official.decode(official.encode(text)) == text
+        return time.process_time() - started
+
+    long = unit * (5_000_000 // len(unit.encode()))
+    short = long[: len(long) // 4]
+    quick = min(spent(short) for _ in range(2))
+    assert spent(long) < 8 * quick  # linear time gives 4, quadratic 16
 
 
 @given(st.text(max_size=60))
@@ -100,13 +105,22 @@ def test_text_never_becomes_a_control_token_and_comes_back(text: str) -> None:
 
 def test_encoding_equals_plain_tiktoken(official: Tokenizer) -> None:
     plain = tiktoken.Encoding(
-        "plain", pat_str=specials.SPLIT_PATTERN, mergeable_ranks=official.ranks, special_tokens={}
+        "plain", pat_str=specials.SPLIT_PATTERN, mergeable_ranks=official.ranks, special_tokens=official.special_ids
     )
+    anything = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)  # all planes
+    lookalikes = st.sampled_from(
+        ["<|", "|>", "<|eot_id|", "<|EOT_ID|>", "<| eot_id|>", "<|reserved_special_token_999|>"]
+    )
+    pieces = st.one_of(anything, st.sampled_from(specials.SPECIAL_TOKENS), lookalikes)
 
-    @given(st.text(max_size=80))
-    @settings(deadline=None, max_examples=150)
+    @given(st.lists(pieces, max_size=6).map("".join))
+    @settings(deadline=None, max_examples=300)
     def check(text: str) -> None:
-        assert official.encode(text) == plain.encode(text)
+        assert official.encode(text) == plain.encode_ordinary(text)
+        assert official.encode(text, allowed_special="all") == plain.encode(text, allowed_special="all")
+        some = frozenset({specials.EOT})
+        wanted = plain.encode(text, allowed_special=some, disallowed_special=())
+        assert official.encode(text, allowed_special=some) == wanted
 
     check()
 
@@ -127,6 +141,23 @@ def test_bos_eos_batch_and_bad_ids() -> None:
     for bad in (512, -1):
         with pytest.raises(DataError, match=f"token id {bad} is outside this vocabulary of 512"):
             BYTES.decode([65, bad])
+
+
+def test_a_text_that_begins_with_bos_gets_no_second_one() -> None:
+    text, bos = "<|begin_of_text|>a", BYTES.bos_id
+    assert BYTES.encode(text, bos=True, allowed_special="all") == [bos, 97]
+    assert BYTES.encode(text, bos=True, allowed_special=frozenset({"<|begin_of_text|>"})) == [bos, 97]
+    assert BYTES.encode("<|begin_of_text|>" + text, bos=True, allowed_special="all") == [bos, bos, 97]
+    assert BYTES.encode(text, bos=True) == [bos, *text.encode()]  # text, not a control token
+    assert BYTES.encode("", bos=True, allowed_special="all") == [bos]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_batch_keeps_its_order_and_cuts_long_texts_too(threads: int) -> None:
+    texts = [f"text {i} " * (i % 7) for i in range(200)] + ["z" * 60_000]
+    wanted = [BYTES.encode(text, bos=True) for text in texts]
+    assert BYTES.encode_batch(texts, threads, bos=True) == wanted
+    assert BYTES.encode_batch([], threads) == []
 
 
 def test_bad_rank_files_say_what_is_wrong(tmp_path: Path) -> None:
@@ -191,6 +222,34 @@ def test_learning_takes_the_same_from_every_language() -> None:
     much, little = ["wordy wording words " * 50] * 200, ["ละครไทย ละครเวที " * 20] * 5
     tokenizer = learn({"en": much, "th": little}, vocab_size=540, sample_megabytes=0.003)
     assert any("ล".encode() in token for token in tokenizer.ranks)
+
+
+def test_a_floor_lifts_the_languages_that_a_plain_sample_leaves_behind(texts: dict[str, list[str]]) -> None:
+    some = {code: texts[code] for code in ("en", "de", "hi", "th")}
+    plain = learn(some, vocab_size=1200, sample_megabytes=0.05)
+    sample = {code: list(balanced({code: some[code]}, 50_000)) for code in some}
+    before = {code: row["characters_per_token"] for code, row in fertility(plain, sample).items()}
+    assert before["th"] < before["hi"] < 1.6 < before["de"]
+    found = learn_balanced(some, floor=1.6, vocab_size=1200, sample_megabytes=0.05)
+    assert found.tokenizer.n_vocab == 1200
+    assert found.rounds > 1
+    assert min(found.characters_per_token.values()) >= 1.6
+    after = {code: row["characters_per_token"] for code, row in fertility(found.tokenizer, sample).items()}
+    assert after == found.characters_per_token
+    assert found.weights["en"] == found.weights["de"] == 1.0 < min(found.weights["hi"], found.weights["th"])
+    again = learn_balanced(some, floor=1.6, vocab_size=1200, sample_megabytes=0.05)
+    assert (again.tokenizer.fingerprint, again.weights) == (found.tokenizer.fingerprint, found.weights)
+    easy = learn_balanced(some, floor=1.0, vocab_size=1200, sample_megabytes=0.05)
+    assert (easy.rounds, easy.tokenizer.fingerprint) == (1, plain.fingerprint)
+    with pytest.raises(
+        DataError, match=r"to 9 characters a token with 1200 ids \(best: .*th 1\.\d\d\): choose a larger"
+    ):
+        learn_balanced(some, floor=9, vocab_size=1200, sample_megabytes=0.05, rounds=2)
+
+
+def test_a_weight_repeats_a_languages_sample() -> None:
+    texts = {"a": ["12345", "678"], "b": ["xy"]}
+    assert list(balanced(texts, 6, {"a": 2.5, "b": 1.0})) == ["12345", "6", "12345", "6", "123", "xy"]
 
 
 def test_fertility_counts() -> None:

@@ -2,19 +2,12 @@
 
 from collections.abc import Iterator
 
+from herd.base.hazards import HAZARDS
 from herd.card.book import Book, model_label
 from herd.card.document import Block, Prose, Section, Table
 from herd.card.figures import Figure
 from herd.card.plots import tradeoff_chart
 from herd.card.section_scores import SAFETY_TASKS, task_label
-
-HAZARDS = {
-    "S1": "Violent Crimes", "S2": "Non-Violent Crimes", "S3": "Sex-Related Crimes",
-    "S4": "Child Sexual Exploitation", "S5": "Defamation", "S6": "Specialized Advice", "S7": "Privacy",
-    "S8": "Intellectual Property", "S9": "Indiscriminate Weapons", "S10": "Hate",
-    "S11": "Suicide & Self-Harm", "S12": "Sexual Content", "S13": "Elections",
-    "S14": "Code Interpreter Abuse",
-}  # fmt: skip
 
 
 def safety(book: Book) -> Section:

@@ -10,15 +10,15 @@ from herd.base.messages import Dialog, Message
 from herd.base.run import RunFolder
 from herd.engine.engine import Engine
 from herd.engine.request import Request, Sampling
-from herd.guard.classifier import Guard
-from herd.guard.prompt import Verdict
+from herd.guard.classifier import Guard, Verdict
 from herd.guard.shield import REFUSAL
+from herd.runtime.config import RuntimeConfig
 from herd.runtime.device import set_up
-from herd.stages.models import open_engine
+from herd.stages.models import open_engine, open_folder
 from herd.stages.recipe import Recipe
 from herd.stages.sft import folder_of
-from herd.tokenizer.bpe import StreamDecoder, Tokenizer
-from herd.tokenizer.codec import DialogCodec, Layout
+from herd.tokenizer.bpe import StreamDecoder
+from herd.tokenizer.codec import DialogCodec
 
 
 @dataclass
@@ -95,19 +95,26 @@ def _named(verdict: Verdict) -> str:
     return f"guard: {', '.join(verdict.hazards) or 'unsafe'}, p = {verdict.p_unsafe:.2f}"
 
 
-def open_conversation(run: Path, *, sibling: str | None, base: bool, guarded: bool) -> Conversation:
-    """Open a model of a run folder. Raises RunError naming what the run has."""
-    folder = RunFolder(run)
-    recipe = validate(Recipe, folder.read_recipe(), where=str(folder.recipe_path))
+def open_conversation(path: Path, *, sibling: str | None, base: bool, guarded: bool) -> Conversation:
+    """Open a model of a run folder, or any model folder. Raises RunError naming what the run has."""
+    runtime = RuntimeConfig()
+    if (path / "recipe.yaml").is_file():
+        recipe = validate(Recipe, RunFolder(path).read_recipe(), where=str(path / "recipe.yaml"))
+        runtime, path = recipe.runtime, path / _chosen(path, recipe, sibling=sibling, base=base)
+    elif sibling is not None:
+        raise RunError(f"{path}: one model, not a run with siblings; leave out --sibling")
+    model, machine = open_folder(path), set_up(runtime)
+    guard = None
+    if guarded and not base and model.run is not None and (model.run / "guard/config.json").exists():
+        guard = Guard(open_engine(model.run / "guard", machine, slots=4), model.codec)
+    return Conversation(model.name, open_engine(model.path, machine, slots=1), model.codec, base, guard)
+
+
+def _chosen(run: Path, recipe: Recipe, *, sibling: str | None, base: bool) -> str:
     if sibling is not None and sibling not in recipe.siblings:
         raise RunError(f"no sibling {sibling!r} in {run}; there are {', '.join(recipe.siblings)}")
-    machine = set_up(recipe.runtime)
     model = folder_of(sibling or "flagship")
     name = f"{model}/{'base' if base else 'instruct'}"
     if not base and not (run / name / "config.json").exists() and (run / model / "base").exists():
         raise RunError(f"{run}: no instruct model (this run had no dialogs); use --base")
-    codec = DialogCodec(Tokenizer.load(run / "tokenizer"), Layout(tool_prompt="compact"))
-    guard = None
-    if guarded and not base and (run / "guard/config.json").exists():
-        guard = Guard(open_engine(run / "guard", machine, slots=4), codec)
-    return Conversation(name, open_engine(run / name, machine, slots=1), codec, base, guard)
+    return name

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from herd.base.ledger import Ledger
     from herd.stages.step import Context
 
 
@@ -32,6 +33,18 @@ def print_table(context: "Context", console: Console) -> None:
         for start in range(1, columns, at_once):
             chosen = [0, *range(start, min(start + at_once, columns))]
             _print_columns([[row[i] for i in chosen] for row in rows], title, console)
+
+
+def print_scores(ledger: "Ledger") -> None:
+    """Print the scores of one model, a line a task."""
+    table = Table("task", "score", "± standard error", "items", box=None, pad_edge=False)
+    for record in ledger.scores():
+        facts = record.facts
+        unit, scale = ("", 1) if facts["metric"] == "bits per byte" else (" %", 100)
+        digits = 3 if scale == 1 else 1
+        value, error = (f"{facts[key] * scale:.{digits}f}{unit}" for key in ("value", "stderr"))
+        table.add_row(str(facts["task"]), value, error, str(facts["n"]))
+    Console().print(table)
 
 
 def _print_columns(rows: list[list[str]], title: str, console: Console) -> None:

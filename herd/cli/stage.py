@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from herd.base.errors import RunError
 from herd.cli.raising import OverridesArgument, RunOption
 
 VERBS = {
@@ -47,10 +48,41 @@ def command(verb: str) -> Callable[..., None]:
     return run_stage
 
 
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN|RECIPE|MODEL", help="A run folder, a recipe, or any model folder.")
+    ],
+    overrides: OverridesArgument = None,
+    run: RunOption = None,
+    items: Annotated[
+        Path | None, typer.Option("--items", help="For a model folder: the run on whose items to score it.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="For a model folder: continue text, ask no dialogs.")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="For a model folder: where the scores go.")] = None,
+) -> None:
+    """Score every model of a run, or any model folder (with --items RUN), with standard errors."""
+    folder = Path(target)
+    if not folder.is_dir() or (folder / "recipe.yaml").is_file():
+        if items or base or to:
+            raise RunError(f"--items, --base and --to are for a model folder, which {target} is not")
+        command("eval")(target, overrides, run)
+        return
+    if items is None:
+        raise RunError(f"{target}: a model folder has no items of its own; name a run that has: --items runs/meadow")
+    from herd.cli.display import display
+    from herd.cli.report import print_scores
+    from herd.stages.evaluate import score_elsewhere
+
+    out = to or Path(f"scores-{folder.resolve().name}")
+    with display(["eval"]) as progress:
+        ledger = score_elsewhere(folder, items, out, progress, chat=not base)
+    print_scores(ledger)
+    print(f"written      {out}")
+
+
 def resolve(target: str, overrides: list[str], run: Path | None):
     """Return the recipe and the run folder that a target names. Raises HerdError."""
     from herd.base.config import validate
-    from herd.base.errors import RunError
     from herd.base.run import RunFolder
     from herd.stages.recipe import Recipe, load_recipe
 

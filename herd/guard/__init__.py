@@ -1,1 +1,1 @@
-"""Floor 7: the hazard taxonomy, the guard model around it, and the shield around an engine."""
+"""Floor 7: the guard model, and the shield around an engine."""

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from herd.base.messages import Dialog, Message
-from herd.guard.classifier import Guard
-from herd.guard.prompt import Verdict
+from herd.guard.classifier import Guard, Verdict
 
 REFUSAL = "I can't help with that."
 

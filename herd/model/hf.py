@@ -106,6 +106,7 @@ def write_hf(
 
     `advance` is called with each name when it is written. Each file appears whole or not at all.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     names = {hf_name(name): name for name in source.names()}
 
     def produce(name: str) -> Tensor:

@@ -1,14 +1,28 @@
-"""Stage `distil`: each sibling from the flagship, and the same sibling alone on the same rows as its control."""
+"""Stage `distil`: each sibling from the flagship, and the same sibling alone on the same rows as its control.
+
+A sibling with `init: pruned` starts its distillation as a cut of the flagship. Its control always starts from random
+weights: it stands for what the same shape, rows and steps give without a flagship.
+"""
+
+import math
+from typing import Any
 
 import numpy as np
 
 from herd.distill.objective import Distill
+from herd.distill.prune import measure, prune
 from herd.distill.teacher import teacher_cache
+from herd.model.config import ModelConfig
+from herd.model.transformer import Transformer
 from herd.stages.pretrain import shard_feed
 from herd.stages.step import Context, Outcome
 from herd.stages.training import Plan, fresh_model, train, trained_model
 from herd.tokenizer.shards import TokenShards
 from herd.train.objective import NextToken, Objective
+
+# tokens on which a flagship is measured before it is cut: on the meadow four times as many choose the same layers and
+# heads, and 95 % or more of the same channels and neurons
+_CALIBRATION = 1 << 16
 
 
 def run(context: Context, key: str) -> Outcome:
@@ -18,10 +32,13 @@ def run(context: Context, key: str) -> Outcome:
     way, name = key.split("/")
     recipe, section = context.recipe, context.recipe.distil
     config = recipe.model_config_of(name, vocab_size=context.tokenizer.n_vocab)
-    # both ways start from the same weights and see the same rows: only the objective differs
-    model = fresh_model(context, config, name)
     objective: Objective = NextToken()
     teacher = None
+    if way == "distil" and recipe.siblings[name].init == "pruned":
+        model, start = _pruned(context, config)
+    else:
+        # both ways start from the same weights and see the same rows: only the objective differs
+        model, start = fresh_model(context, config, name), {"init": "random"}
     if way == "distil":
         objective = Distill(section.share)
         teacher = _cache(context)
@@ -30,10 +47,31 @@ def run(context: Context, key: str) -> Outcome:
         "context": section.context,
         "batch_tokens": section.batch_tokens,
         "seed": recipe.seed,
+        **start,
         **({"teacher": "flagship/base", "top_k": section.top_k, "share": section.share} if way == "distil" else {}),
     }
     plan = Plan(objective, feed, section.optim, section.steps, section.accumulate, about)
     return train(context, key, model, plan, output=f"siblings/{name}/{'base' if way == 'distil' else 'alone'}")
+
+
+def _pruned(context: Context, config: ModelConfig) -> tuple[Transformer, dict[str, Any]]:
+    """Return the sibling cut from the flagship, and what the ledger says of the cut."""
+    section = context.recipe.distil
+    flagship = trained_model(context, "flagship/base")
+    count = math.ceil(_CALIBRATION / (section.rows * section.context))
+    feed = shard_feed(context, section, "distil")
+    importance = measure(flagship, (next(feed) for _ in range(count)))
+    model, cut = prune(flagship, config, importance)
+    widths = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_hidden")
+    facts = {
+        "init": "pruned",
+        "pruned_from": "flagship/base",
+        "calibration_batches": count,
+        "layers_kept": list(cut.layers),
+        "block_influence": [round(value, 4) for value in importance.layers_l.tolist()],
+        "share_kept": {name: round(getattr(config, name) / getattr(flagship.config, name), 4) for name in widths},
+    }
+    return model, facts
 
 
 def _teacher(context: Context) -> Outcome:

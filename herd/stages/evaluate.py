@@ -1,13 +1,21 @@
 """Stage `eval`: every task on every model that it makes sense of; one record a score, every item kept in scores/."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from herd.base.errors import RunError
 from herd.base.files import hash_file, hash_tree, read_jsonl, write_jsonl
+from herd.base.ledger import Ledger
+from herd.base.progress import Progress
 from herd.eval.runner import Score, bits_per_byte, run_task
 from herd.eval.subject import Subject
-from herd.stages.models import open_engine, open_shield
+from herd.guard.shield import Shield
+from herd.runtime.config import RuntimeConfig
+from herd.runtime.device import set_up
+from herd.stages.models import open_engine, open_folder, open_shield
+from herd.stages.recipe import EvalConfig
 from herd.stages.step import Context, Outcome
 
 # the meadow's file of items -> the task's name on the card
@@ -24,30 +32,70 @@ def run(context: Context, key: str) -> Outcome:
     chat = folder.endswith("instruct")
     subject = Subject(folder, engine, context.codec, chat, advance=context.progress.advance)
     count = 0
-    for score in _scores(context, subject):
+
+    def shield() -> Shield | None:
+        if not (context.run / "guard/config.json").exists():
+            return None
+        return open_shield(context.run.path, engine, context.codec, context.machine)
+
+    corpus = context.run / "corpus"
+    for score in run_tasks(subject, corpus, context.progress, chosen=recipe.eval.tasks, shield=shield):
         _keep(context, score)
         count += 1
     return Outcome({"model": folder, "scores": count}, (f"scores/{folder}",))
 
 
-def _scores(context: Context, subject: Subject) -> Iterator[Score]:
-    chosen = context.recipe.eval.tasks
-    corpus = context.run / "corpus"
+def score_elsewhere(path: Path, items: Path, target: Path, progress: Progress, *, chat: bool) -> Ledger:
+    """Score any model on the items of a run: a ledger of scores in `target`, every item beside it.
+
+    `chat` says whether dialogs are asked or text is continued. Raises RunError where the run has no items, or
+    `target` is there already.
+    """
+    corpus = items / "corpus"
+    if not (corpus / "bench").is_dir() and not (corpus / "heldout.jsonl").is_file():
+        raise RunError(f"{items}: no items to score on; give a run folder made by `herd raise`")
+    if target.exists():
+        raise RunError(f"{target}: is there already; remove it or choose another --to")
+    model, machine = open_folder(path), set_up(RuntimeConfig())
+    engine = open_engine(model.path, machine, slots=EvalConfig().slots)
+    subject = Subject(model.slug, engine, model.codec, chat, advance=progress.advance)
+    ledger = Ledger(target / "ledger.jsonl")
+    progress.stage("eval", "running", model.slug)
+    for score in run_tasks(subject, corpus, progress):
+        name = f"{score.facts['task']}.jsonl"
+        write_jsonl(target / name, score.items)
+        writes, reads = {name: hash_file(target / name)}, {str(model.path): hash_tree(model.path)}
+        ledger.append("score", f"eval/{score.facts['task']}", facts=score.facts, reads=reads, writes=writes)
+    progress.stage("eval", "done", f"{len(ledger.records)} scores")
+    return ledger
+
+
+def run_tasks(
+    subject: Subject,
+    corpus: Path,
+    progress: Progress,
+    *,
+    chosen: tuple[str, ...] | None = None,
+    shield: Callable[[], Shield | None] = lambda: None,
+) -> Iterator[Score]:
+    """Score a subject on held-out text and every task of a corpus folder (or the chosen ones).
+
+    Safety tasks of a chat model run again behind the guard, where `shield` gives one.
+    """
     if not subject.chat and _wanted("bits_per_byte", chosen):
-        context.progress.note(f"{subject.name}: bits per byte")
+        progress.note(f"{subject.name}: bits per byte")
         yield bits_per_byte(subject, read_jsonl(corpus / "heldout.jsonl"))
     for path in sorted((corpus / "bench").glob("*.jsonl")):
         task = SAFETY.get(path.stem, path.stem)
         if not _wanted(task, chosen):
             continue
-        context.progress.note(f"{subject.name}: {task}")
+        progress.note(f"{subject.name}: {task}")
         items = list(read_jsonl(path))
         score = run_task(subject, task, items)
         if score is not None:
             yield score
-        if path.stem in SAFETY and subject.chat and (context.run / "guard/config.json").exists():
-            shield = open_shield(context.run.path, subject.engine, subject.codec, context.machine)
-            guarded = run_task(replace(subject, name=f"{subject.name}+guard", shield=shield), task, items)
+        if path.stem in SAFETY and subject.chat and (guard := shield()) is not None:
+            guarded = run_task(replace(subject, name=f"{subject.name}+guard", shield=guard), task, items)
             assert guarded is not None
             yield guarded
 

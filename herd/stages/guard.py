@@ -3,10 +3,10 @@
 from herd.align.dialogs import dialog_examples
 from herd.base.files import read_jsonl
 from herd.base.messages import Dialog, Message, parse_messages
-from herd.guard.prompt import Verdict, answer, question
 from herd.stages.sft import example_plan
 from herd.stages.step import Context, Outcome
 from herd.stages.training import train, trained_model
+from herd.tokenizer.guard_dialect import Answer, guard_dialog, write_answer
 
 
 def run(context: Context, key: str) -> Outcome:
@@ -16,9 +16,9 @@ def run(context: Context, key: str) -> Outcome:
         return Outcome({"skipped": "this corpus has no labelled prompts and answers to train a guard on"})
     dialogs = []
     for row in read_jsonl(path):
-        verdict = Verdict(row["label"] == "safe", tuple(row["hazards"]))
-        asked = question(parse_messages(row["messages"]))
-        dialogs.append(Dialog((*asked.messages, Message("assistant", answer(verdict)))))
+        answer = Answer(row["label"] == "safe", tuple(row["hazards"]))
+        asked = guard_dialog(parse_messages(row["messages"]), form="compact")
+        dialogs.append(Dialog((*asked.messages, Message("assistant", write_answer(answer)))))
     section = context.recipe.guard
     model = trained_model(context, f"siblings/{section.sibling}/base")
     plan = example_plan(context, key, dialog_examples(context.codec, dialogs), section)

@@ -1,22 +1,109 @@
-"""Opening a run's models for use: engines, guards and shields, by the names that a card uses."""
+"""Opening models for use: a run, one of its models, or anyone's Hugging Face or Meta folder, all the same way."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from herd.base.errors import RunError
+from herd.base.errors import ConfigError, DataError, RunError
 from herd.base.messages import Dialog, Message
 from herd.engine.engine import Engine
 from herd.eval.subject import answers
 from herd.guard.classifier import Guard
 from herd.guard.shield import Shield
-from herd.model.weights import load_model
+from herd.model.config import ModelConfig
+from herd.model.published import recognise
+from herd.model.weights import is_model, load_config, load_model
 from herd.runtime.device import Machine
+from herd.tokenizer.bpe import Tokenizer
 from herd.tokenizer.codec import DialogCodec
+from herd.tokenizer.hf_files import load_tokenizer, read_chat_template
+from herd.tokenizer.layout import LAYOUT_FILE, PUBLISHED_TEMPLATE, Layout, layout_from_json
+from herd.tokenizer.rendering import compare_template
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """One model: its folder, and everything beside its weights."""
+
+    path: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    layout: Layout
+
+    @cached_property
+    def codec(self) -> DialogCodec:
+        """The dialog codec that this model speaks."""
+        return DialogCodec(self.tokenizer, self.layout)
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder that the model belongs to, if any."""
+        return next((place for place in self.path.parents if (place / "recipe.yaml").is_file()), None)
+
+    @property
+    def name(self) -> str:
+        """What to call it: its path within its run, or its folder's name."""
+        return str(self.path.relative_to(self.run)) if self.run else self.path.resolve().name
+
+    @property
+    def slug(self) -> str:
+        """A file name for it, such as meadow-flagship-instruct."""
+        run = f"{self.run.resolve().name}-" if self.run else ""
+        return run + self.name.replace("/", "-")
+
+
+def find_model(path: Path) -> Path:
+    """Return the model folder that a path means: itself, or the most finished model of a run or of RUN/flagship.
+
+    Raises RunError saying what was looked for.
+    """
+    for part in ("", "instruct", "base", "flagship/instruct", "flagship/base"):
+        if is_model(path / part):
+            return path / part
+    if not path.is_dir():
+        raise RunError(f"{path}: no such folder")
+    if (path / "recipe.yaml").is_file():
+        raise RunError(f"{path}: no model there yet; run `herd raise` on this run folder first")
+    raise DataError(
+        f"{path}: not a model: neither config.json with .safetensors (Hugging Face) nor params.json with "
+        "consolidated.NN.pth (Meta) nor a run folder"
+    )
+
+
+def open_folder(path: Path) -> ModelFolder:
+    """Open a path (see `find_model`) with its tokenizer and dialog layout. Raises HerdError when they don't fit."""
+    folder = find_model(path)
+    config, tokenizer = load_config(folder), load_tokenizer(folder)
+    if tokenizer.n_vocab != config.vocab_size:
+        raise ConfigError(
+            f"{folder}: the tokenizer has {tokenizer.n_vocab} ids and the model's embedding {config.vocab_size} rows; "
+            "they belong to different models"
+        )
+    return ModelFolder(folder, config, tokenizer, _layout(folder, config, tokenizer))
+
+
+def _layout(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Layout:
+    """Return the layout in a folder's dialog.json; else the one of its published kind that its template agrees with."""
+    path = folder / LAYOUT_FILE
+    if path.is_file():
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: not JSON ({error})") from None
+        return layout_from_json(row, where=str(path))
+    plain = Layout(tool_prompt="none")
+    template = read_chat_template(folder)
+    if template is not None and compare_template(template, DialogCodec(tokenizer, plain)) is None:
+        return plain
+    scaled = config.rope_scaling is not None or not recognise(config)
+    return PUBLISHED_TEMPLATE if scaled else plain
 
 
 def open_engine(folder: Path, machine: Machine, *, slots: int) -> Engine:
     """Load a model folder into an engine, in the machine's number format. Raises RunError when it isn't there."""
-    if not (folder / "config.json").exists():
+    if not is_model(folder):
         raise RunError(f"{folder}: no model there yet; run `herd raise` on this run folder first")
     return Engine(load_model(folder, dtype=machine.dtype, device=machine.device), slots=slots)
 

@@ -5,7 +5,7 @@ import numpy as np
 from herd.base.errors import DataError
 from herd.base.seeds import named_seed
 from herd.stages.step import Context, Outcome
-from herd.stages.training import Plan, fresh_model, train, trained_model
+from herd.stages.training import Plan, fresh_model, imported_model, passed_on, train, trained_model
 from herd.stages.watch import HeldOut
 from herd.tokenizer.shards import TokenShards
 from herd.train.config import TrainConfig
@@ -25,11 +25,15 @@ def run(context: Context, key: str) -> Outcome:
     }
     section = sections[key]
     config = recipe.model_config_of("flagship", vocab_size=context.tokenizer.n_vocab, long=key != "pretrain")
-    if key == "pretrain":
+    if key == "pretrain" and recipe.flagship_path is not None:
+        model = imported_model(context, config)
+    elif key == "pretrain":
         model = fresh_model(context, config, "flagship")
     else:
         before = "flagship/pretrain" if key == "long-context" else "flagship/long"
         model = trained_model(context, before, config=config)
+    if section.steps == 0:
+        return passed_on(context, model, output=FOLDERS[key])
     feed = shard_feed(context, section, key)
     about = {"context": section.context, "batch_tokens": section.batch_tokens, "seed": recipe.seed}
     assert isinstance(feed.source, ShardSource)

@@ -37,19 +37,19 @@ def steps(recipe: Recipe) -> list[Step]:
             _Lazy(verb),
             lambda r: {name: r.model_dump(mode="json")[name] for name in names} | {"more": more},
             tuple(after),
-            _outside if key in ("curate", "tokenizer") else lambda r: (),
+            _outside if key in ("curate", "tokenizer", "pretrain") else lambda r: (),
         )
 
-    train = ("runtime",)
+    train, flagship = ("runtime",), ("flagship", "flagship_path")
     found = [
         step("curate", "curate", "corpus", "dialogs", "preferences", "meadow", "curate"),
         step("tokenizer", "tokenizer", "tokenizer", after=["curate"]),
-        step("pretrain", "pretrain", "flagship", "pretrain", *train, after=["tokenizer"]),
-        step("long-context", "pretrain", "flagship", "long_context", *train, after=["tokenizer", "pretrain"]),
+        step("pretrain", "pretrain", *flagship, "pretrain", *train, after=["tokenizer"]),
+        step("long-context", "pretrain", *flagship, "long_context", *train, after=["tokenizer", "pretrain"]),
         step(
             "anneal",
             "pretrain",
-            "flagship",
+            *flagship,
             "long_context",
             "anneal",
             *train,
@@ -57,11 +57,13 @@ def steps(recipe: Recipe) -> list[Step]:
         ),
         step("teacher", "distil", "distil", *train, after=["tokenizer", "anneal"]),
     ]
-    for name, shape in recipe.siblings.items():
-        more = shape.model_dump()
+    for name, sibling in recipe.siblings.items():
+        shape = sibling.shape()
         fields = ("long_context", "distil", *train)
-        found.append(step(f"distil/{name}", "distil", *fields, after=["tokenizer", "teacher"], more=more))
-        found.append(step(f"alone/{name}", "distil", *fields, after=["tokenizer"], more=more))
+        # the flagship itself is read only where a sibling is cut from it; the control never is
+        read, more = (["anneal"], shape | {"init": "pruned"}) if sibling.init == "pruned" else ([], shape)
+        found.append(step(f"distil/{name}", "distil", *fields, after=["tokenizer", *read, "teacher"], more=more))
+        found.append(step(f"alone/{name}", "distil", *fields, after=["tokenizer"], more=shape))
     bases = {"flagship": "anneal"} | {name: f"distil/{name}" for name in recipe.siblings}
     found += [step(f"sft/{m}", "sft", "sft", *train, after=["curate", "tokenizer", b]) for m, b in bases.items()]
     found += [step(f"dpo/{m}", "dpo", "dpo", *train, after=["curate", "tokenizer", f"sft/{m}"]) for m in bases]
@@ -84,7 +86,12 @@ def steps(recipe: Recipe) -> list[Step]:
 def _outside(recipe: Recipe) -> tuple[Path, ...]:
     """Return the user's own files that the first two steps read."""
     names = [recipe.corpus, recipe.dialogs, recipe.preferences, recipe.tokenizer.path]
-    return tuple(Path(name) for name in names if name and name != "meadow" and not name.startswith("hf:"))
+    files = [Path(name) for name in names if name and name != "meadow" and not name.startswith("hf:")]
+    if recipe.flagship_path is not None:
+        from herd.stages.models import find_model
+
+        files.append(find_model(Path(recipe.flagship_path)))
+    return tuple(files)
 
 
 def raise_herd(recipe: Recipe, folder: Path, progress: Progress, *, only: str | None = None) -> Context:

@@ -1,19 +1,31 @@
 """The recipe of a herd: one schema for everything `herd raise` does, every default filled in. No torch."""
 
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from herd.base.config import Section, load_yaml, validate
 from herd.base.errors import ConfigError
 from herd.card.emissions import EnergyConfig
 from herd.data.curate import CurateConfig
 from herd.data.meadow import MeadowConfig
+from herd.distill.config import check_cut
 from herd.model.config import ModelConfig, RopeScaling, Shape
 from herd.runtime.config import RuntimeConfig
 from herd.train.config import OptimConfig, TrainConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+class SiblingConfig(Shape):
+    """A sibling's shape, and where its distillation starts: `random` weights, or `pruned` from the flagship's."""
+
+    init: Literal["random", "pruned"] = "random"
+
+    def shape(self) -> dict[str, Any]:
+        """Return the shape alone, which is all that the control (`alone/NAME`) and a built model depend on."""
+        return self.model_dump(exclude={"init"})
 
 
 class LongContextConfig(TrainConfig):
@@ -56,12 +68,16 @@ class GuardTrainConfig(EpochConfig):
 
 
 class TokenizerConfig(Section):
-    """Learn `vocab_size` tokens (256 of them special) on a balanced sample, or take the rank file at `path`."""
+    """Learn `vocab_size` tokens (256 of them special) on a balanced sample, or take the tokenizer at `path`.
+
+    With a `floor`, languages whose sample gets fewer characters a token than that count more, until none does.
+    """
 
     path: str | None = None
     vocab_size: int = 2304
     merge_digits: bool = False
     sample_megabytes: float = 1.0
+    floor: float | None = Field(None, gt=0)
 
 
 class EvalConfig(Section):
@@ -72,7 +88,11 @@ class EvalConfig(Section):
 
 
 class Recipe(Section):
-    """Everything that decides what a run makes. `corpus` is 'meadow', a path, or 'hf:owner/name'."""
+    """Everything that decides what a run makes. `corpus` is 'meadow', a path, or 'hf:owner/name'.
+
+    `flagship` is a shape, or a path to a model to start from (which is kept as `flagship_path`): its weights, its
+    tokenizer. `layout` says how dialogs are laid out (tokenizer/layout.py); what it leaves out is Llama 3.1's.
+    """
 
     name: str
     seed: int = 0
@@ -82,8 +102,10 @@ class Recipe(Section):
     meadow: MeadowConfig = MeadowConfig()
     curate: CurateConfig = CurateConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
-    flagship: Shape
-    siblings: dict[str, Shape]
+    layout: dict[str, Any] = Field(default_factory=dict)
+    flagship: Shape | None = None
+    flagship_path: str | None = None
+    siblings: dict[str, SiblingConfig]
     pretrain: TrainConfig
     long_context: LongContextConfig
     anneal: TrainConfig
@@ -96,24 +118,53 @@ class Recipe(Section):
     runtime: RuntimeConfig = RuntimeConfig()
     checkpoint_seconds: float = 15.0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _path_or_shape(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("flagship"), str):
+            values = values | {"flagship": None, "flagship_path": values["flagship"]}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
+        if (self.flagship is None) == (self.flagship_path is None):
+            raise ValueError("flagship: give a shape (dim, n_layers, ...) or a path to a model")
         if self.guard.sibling not in self.siblings:
             raise ValueError(f"guard.sibling {self.guard.sibling!r} is not one of the siblings {list(self.siblings)}")
-        for name in self.siblings:
+        for name, sibling in self.siblings.items():
             if name == "flagship" or not name.isidentifier():
                 raise ValueError(f"sibling name {name!r}: use a plain word other than 'flagship'")
+            if sibling.init == "pruned" and self.flagship is not None:
+                check_cut(self.flagship, sibling, where=f"siblings.{name}")
         return self
 
     def model_config_of(self, model: str, *, vocab_size: int, long: bool = True) -> ModelConfig:
         """Return the full shape of 'flagship' or a sibling; `long` after the long-context stage."""
+        start = self._imported()
+        scaled = long and (start is None or self.long_context.steps > 0)
+        scaling = self.long_context.rope_scaling if scaled else start.rope_scaling if start else None
+        context = self.long_context.context if scaled else start.max_positions if start else self.pretrain.context
         shape = self.flagship if model == "flagship" else self.siblings[model]
+        if shape is None:
+            assert start is not None
+            return start.model_copy(update={"rope_scaling": scaling, "max_positions": context})
+        if start is not None and isinstance(shape, SiblingConfig) and shape.init == "pruned":
+            check_cut(start, shape, where=f"siblings.{model}")
         return ModelConfig(
-            **shape.model_dump(),
+            **shape.model_dump(include=set(Shape.model_fields)),
             vocab_size=vocab_size,
-            rope_scaling=self.long_context.rope_scaling if long else None,
-            max_positions=self.long_context.context if long else self.pretrain.context,
+            rope_scaling=scaling,
+            max_positions=context,
         )
+
+    def _imported(self) -> ModelConfig | None:
+        """Return the shape of the model at `flagship_path`."""
+        if self.flagship_path is None:
+            return None
+        from herd.model.weights import load_config
+        from herd.stages.models import find_model
+
+        return load_config(find_model(Path(self.flagship_path)))
 
 
 def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

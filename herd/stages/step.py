@@ -54,9 +54,10 @@ class Context:
     @cached_property
     def codec(self) -> "DialogCodec":
         """The run's dialog codec."""
-        from herd.tokenizer.codec import DialogCodec, Layout
+        from herd.tokenizer.codec import DialogCodec
+        from herd.tokenizer.layout import layout_from_json
 
-        return DialogCodec(self.tokenizer, Layout(tool_prompt="compact"))
+        return DialogCodec(self.tokenizer, layout_from_json(self.recipe.layout, where="layout"))
 
     def facts(self, step: str) -> Mapping[str, Any]:
         """Return the facts of an earlier step."""

@@ -3,29 +3,28 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from herd.base.files import read_jsonl
 from herd.base.languages import CODES
+from herd.stages.models import find_model
+from herd.stages.recipe import TokenizerConfig
 from herd.stages.step import Context, Outcome
 from herd.tokenizer.bpe import Tokenizer
-from herd.tokenizer.learn import fertility, learn
+from herd.tokenizer.hf_files import load_tokenizer
+from herd.tokenizer.learn import fertility, learn, learn_balanced
 from herd.tokenizer.shards import encode_documents, write_shards
 
 
 def run(context: Context, key: str) -> Outcome:
     """Make the folders tokenizer/ and shards/."""
     section, corpus = context.recipe.tokenizer, context.run / "corpus"
-    context.progress.note("learning the vocabulary" if section.path is None else f"reading {section.path}")
-    if section.path is None:
-        languages = _languages(corpus / "documents.jsonl")
-        tokenizer = learn(
-            {lang: _texts(corpus / "documents.jsonl", lang) for lang in languages},
-            vocab_size=section.vocab_size,
-            merge_digits=section.merge_digits,
-            sample_megabytes=section.sample_megabytes,
-        )
+    given = _given(context)
+    context.progress.note("learning the vocabulary" if given is None else f"reading {given}")
+    if given is None:
+        tokenizer, learned = _learn(section, corpus / "documents.jsonl")
     else:
-        tokenizer = Tokenizer.load(Path(section.path))
+        tokenizer, learned = load_tokenizer(given), {}
     tokenizer.save(context.run / "tokenizer")
     documents = read_jsonl(corpus / "documents.jsonl")
     keyed = ((row["text"], (row["lang"] or "und", row.get("kind") or "text")) for row in documents)
@@ -38,7 +37,8 @@ def run(context: Context, key: str) -> Outcome:
     held = {lang: _texts(corpus / "heldout.jsonl", lang) for lang in _languages(corpus / "heldout.jsonl")}
     facts = {
         "n_vocab": tokenizer.n_vocab,
-        "learned": section.path is None,
+        "learned": given is None,
+        **learned,
         "tokens": shards.n_tokens,
         "documents": shards.n_documents,
         "fertility": {
@@ -47,6 +47,26 @@ def run(context: Context, key: str) -> Outcome:
         },
     }
     return Outcome(facts, ("tokenizer", "shards"))
+
+
+def _given(context: Context) -> Path | None:
+    """Return the tokenizer to take: the recipe's, or that of the model which the flagship starts from."""
+    recipe = context.recipe
+    if recipe.tokenizer.path is not None:
+        return Path(recipe.tokenizer.path)
+    return None if recipe.flagship_path is None else find_model(Path(recipe.flagship_path))
+
+
+def _learn(section: TokenizerConfig, documents: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """Return a new tokenizer, and with a floor the facts of how it was reached."""
+    texts = {lang: _texts(documents, lang) for lang in _languages(documents)}
+    options: dict[str, Any] = section.model_dump(include={"vocab_size", "merge_digits", "sample_megabytes"})
+    if section.floor is None:
+        return learn(texts, **options), {}
+    found = learn_balanced(texts, floor=section.floor, **options)
+    reached = {lang: round(value, 4) for lang, value in found.characters_per_token.items()}
+    facts = {"rounds": found.rounds, "weights": found.weights, "characters_per_token": reached}
+    return found.tokenizer, {"floor": {"asked": section.floor, **facts}}
 
 
 def _languages(path: Path) -> list[str]:

@@ -10,13 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from herd.base.errors import ConfigError
 from herd.base.files import read_jsonl
 from herd.base.seeds import named_seed
 from herd.model.config import ModelConfig
+from herd.model.hf import write_hf
+from herd.model.source import WeightsSource
 from herd.model.transformer import Transformer
-from herd.model.weights import load_model, save_model
+from herd.model.weights import load_model
 from herd.runtime.device import peak_memory_bytes
 from herd.runtime.power import EnergyMeter
+from herd.stages.export import write_hf_files
+from herd.stages.models import find_model
 from herd.stages.step import Context, Outcome
 from herd.stages.watch import HeldOut
 from herd.train.checkpoint import Checkpoints
@@ -56,6 +61,24 @@ def trained_model(context: Context, name: str, *, config: ModelConfig | None = N
     longer = Transformer(config).to(context.machine.device)
     longer.load_state_dict(model.state_dict())
     return longer
+
+
+def imported_model(context: Context, config: ModelConfig) -> Transformer:
+    """Load the model that the recipe's flagship starts from, in float32. Raises ConfigError when ids don't fit it."""
+    assert context.recipe.flagship_path is not None
+    model = load_model(find_model(Path(context.recipe.flagship_path)), device=context.machine.device)
+    if context.tokenizer.n_vocab != config.vocab_size:
+        raise ConfigError(
+            f"flagship {context.recipe.flagship_path}: its embedding has {config.vocab_size} rows and the tokenizer "
+            f"{context.tokenizer.n_vocab} ids; leave out tokenizer.path to take the model's own"
+        )
+    return model
+
+
+def passed_on(context: Context, model: Transformer, *, output: str) -> Outcome:
+    """Write a model folder without training: the stage's recipe has 0 tokens."""
+    save(context, dict(model.named_parameters()), model.config, output)
+    return Outcome(model_facts(model.config, output) | {"steps": 0, "tokens": 0}, (output,))
 
 
 def train(context: Context, key: str, model: Transformer, plan: Plan, *, output: str) -> Outcome:
@@ -116,10 +139,11 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
 
 
 def save(context: Context, weights: Mapping[str, Tensor], config: ModelConfig, output: str) -> None:
-    """Write a complete model folder, tokenizer included."""
-    tokenizer = context.tokenizer
-    save_model(weights, config, context.run / output, bos_id=tokenizer.bos_id, eos_ids=list(tokenizer.stop_ids))
-    tokenizer.save(context.run / output)
+    """Write a complete model folder, tokenizer included; models that were taught dialogs get the chat template too."""
+    folder = context.run / output
+    write_hf(WeightsSource(weights, config), folder, dtype=torch.float32)
+    chat = output.endswith(("/sft", "/instruct")) or output == "guard"
+    write_hf_files(folder, config, context.codec, dtype=torch.float32, chat=chat)
 
 
 def model_facts(config: ModelConfig, output: str) -> dict[str, Any]:

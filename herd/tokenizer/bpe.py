@@ -9,9 +9,10 @@ import binascii
 import codecs
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from herd.tokenizer import specials
 FILE_NAME = "tokenizer.model"
 MAX_ENCODE_CHARACTERS = 400_000  # the official wrapper's chunk: the BPE core is never given more at once
 MAX_RUN_CHARACTERS = 25_000  # the official limit on one run of spaces or of non-spaces
+
+PARTS_PER_THREAD = 16  # few enough that handing them out costs nothing, enough to even out long texts
 
 _RUN = re.compile(r"\s+|\S+")
 
@@ -126,13 +129,17 @@ class Tokenizer:
         """Turn text into ids. Text of special tokens stays text unless named in `allowed_special`.
 
         Lone surrogates become U+FFFD. Long runs are cut as in the official wrapper: time stays linear.
+        `bos` adds none where the text itself begins with an allowed one.
         """
-        ids = [self.bos_id] if bos else []
-        for chunk in _chunks(text):
+        if not allowed_special and len(text) <= MAX_RUN_CHARACTERS:
+            ids = self._encoding.encode_ordinary(text)  # nothing to cut: a fast path for the many
+        else:
+            encode: Callable[[str], list[int]] = self._encoding.encode_ordinary
             if allowed_special:
-                ids += self._encoding.encode(chunk, allowed_special=allowed_special, disallowed_special=())
-            else:
-                ids += self._encoding.encode_ordinary(chunk)
+                encode = partial(self._encoding.encode, allowed_special=allowed_special, disallowed_special=())
+            ids = list(chain.from_iterable(map(encode, _chunks(text))))
+        if bos and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
         if eos:
             ids.append(self.eos_id)
         return ids
@@ -141,10 +148,19 @@ class Tokenizer:
         self, texts: Sequence[str], threads: int = 1, *, bos: bool = False, eos: bool = False
     ) -> list[list[int]]:
         """Encode many texts, in order, on several threads (the BPE core releases the interpreter lock)."""
+
+        def encode(part: Sequence[str]) -> list[list[int]]:
+            if bos or eos:
+                return [self.encode(text, bos=bos, eos=eos) for text in part]
+            ordinary = self._encoding.encode_ordinary  # on short texts even our own call would be felt
+            return [ordinary(text) if len(text) <= MAX_RUN_CHARACTERS else self.encode(text) for text in part]
+
         if threads <= 1:
-            return [self.encode(text, bos=bos, eos=eos) for text in texts]
+            return encode(texts)
+        size = 1 + len(texts) // (threads * PARTS_PER_THREAD)
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(lambda text: self.encode(text, bos=bos, eos=eos), texts))
+            parts = pool.map(encode, [texts[start : start + size] for start in range(0, len(texts), size)])
+            return list(chain.from_iterable(parts))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the exact bytes of the ids; special tokens give their names. Raises DataError."""

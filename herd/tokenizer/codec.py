@@ -9,17 +9,19 @@
 Content is encoded apart from the layout, so no text can become a control token.
 """
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from herd.base.errors import DataError
 from herd.base.messages import Dialog, Message, Role, Tool
 from herd.tokenizer import specials
 from herd.tokenizer.bpe import Tokenizer
+from herd.tokenizer.layout import Layout
 from herd.tokenizer.official_reading import read_officially
-from herd.tokenizer.tool_dialects import CallStyle, find_calls, read_tagged, write_calls
-from herd.tokenizer.tool_prompts import Place, ToolPrompt, builtin_line, tool_prompt
+from herd.tokenizer.tool_dialects import find_calls, is_builtin, read_tagged, write_calls
+from herd.tokenizer.tool_prompts import builtin_line, tool_prompt
 
 Stop = Literal["end_of_turn", "end_of_message", "out_of_tokens"]
 
@@ -30,30 +32,8 @@ _ROLE_NAMES: dict[Role, str] = {
     "tool": "ipython",
 }
 _ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "ipython": "tool"}
-_AFTER_HEADER = "\n\n"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The choices that the official code and documents leave open.
-
-    calls         how tool calls are written (every dialect is read)
-    tool_prompt   'full': the official wording; 'compact': one line a tool, for small contexts; 'none'
-    tools_in      which message tells of the tools: the first user message, or the system message
-    python_tag    'code': <|python_tag|> before code only, as the official code does; 'calls': before every
-                  call, as the official documents show. It always stands between text and calls of a message
-    call_end      how a message with calls ends: the 3.1 documents use eom where an environment answers
-    dates         knowledge cut-off and today's date for the system message; none unless given
-    reading       'exact' loses nothing; 'official' reads as the official decoder does
-    """
-
-    calls: CallStyle = field(default_factory=CallStyle)
-    tool_prompt: ToolPrompt = "full"
-    tools_in: Place = "user"
-    python_tag: Literal["code", "calls"] = "code"
-    call_end: Literal["eom", "eot"] = "eom"
-    dates: tuple[str, str] | None = None
-    reading: Literal["exact", "official"] = "exact"
+AFTER_HEADER = "\n\n"
+_ASSISTANT_HEADER = f"{specials.START_HEADER}assistant{specials.END_HEADER}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +69,7 @@ class DialogCodec:
         self.layout = layout or Layout()
         self._start, self._end = (tokenizer.special_ids[name] for name in (specials.START_HEADER, specials.END_HEADER))
         self._headers: dict[Role, list[int]] = {
-            role: [self._start, *tokenizer.encode(name), self._end, *tokenizer.encode(_AFTER_HEADER)]
+            role: [self._start, *tokenizer.encode(name), self._end, *tokenizer.encode(AFTER_HEADER)]
             for role, name in _ROLE_NAMES.items()
         }
 
@@ -110,7 +90,9 @@ class DialogCodec:
 
     def prompt(self, dialog: Dialog) -> list[int]:
         """Return the ids of the dialog and an open assistant header to go on from. Raises DataError."""
-        return [*self.encode(dialog).ids, *self._headers["assistant"]]
+        header = self._headers["assistant"]
+        bare = self.layout.open_header == "bare"
+        return [*self.encode(dialog).ids, *(header[: header.index(self._end) + 1] if bare else header)]
 
     def parse(self, output: Sequence[int] | str, *, tools: Iterable[Tool] = ()) -> Message:
         """Return an assistant's output as a message. See `read`."""
@@ -124,7 +106,8 @@ class DialogCodec:
         """
         if self.layout.reading == "official":
             text = output if isinstance(output, str) else self.tokenizer.decode(output)
-            before, tagged, stop = _take_text_apart(text.strip(" "))
+            text = text.strip(" ").removeprefix(f"{_ASSISTANT_HEADER}{AFTER_HEADER}")
+            before, tagged, stop = _take_text_apart(text)
             if before and tagged is not None:  # the official decoder sees the tag only at the start
                 before, tagged = before + specials.PYTHON_TAG + tagged, None
             found = read_officially(before if tagged is None else tagged, tagged=tagged is not None)
@@ -158,7 +141,8 @@ class DialogCodec:
             if not messages or messages[0].role != "system":
                 messages.insert(0, Message("system", ""))
             first = messages[0]
-            content = f"{opening}\n\n{first.content}" if first.content else opening
+            blank = first.content or self.layout.opening == "template"
+            content = f"{opening}\n\n{first.content}" if blank else opening
             messages[0] = Message("system", content, first.tool_calls, first.weight)
         told = self._user_opening(dialog.tools)
         if told:
@@ -169,13 +153,17 @@ class DialogCodec:
         return messages
 
     def _system_opening(self, tools: Sequence[Tool]) -> str:
-        layout, lines = self.layout, []
+        layout, environment, builtins, dates = self.layout, "", "", ""
         if tools and layout.tool_prompt == "full":
-            lines = ["Environment: ipython", *filter(None, [builtin_line(tools)])]
+            environment = "Environment: ipython" if layout.environment else ""
+            builtins = builtin_line(tools)
         if layout.dates:
-            lines += [f"Cutting Knowledge Date: {layout.dates[0]}", f"Today Date: {layout.dates[1]}"]
+            dates = f"Cutting Knowledge Date: {layout.dates[0]}\nToday Date: {layout.dates[1]}"
+        head = "\n".join(filter(None, [environment, builtins]))
+        blank = not builtins if layout.opening == "documents" else layout.opening == "template" and builtins
+        lines = ("\n\n" if blank else "\n").join(filter(None, [head, dates]))
         told = self._told(tools) if layout.tools_in == "system" else ""
-        return "\n\n".join(filter(None, ["\n".join(lines), told]))
+        return "\n\n".join(filter(None, [lines, told]))
 
     def _user_opening(self, tools: Sequence[Tool]) -> str:
         return self._told(tools) if self.layout.tools_in == "user" else ""
@@ -188,7 +176,7 @@ class DialogCodec:
         """Undo `_laid_out`."""
         opening, told = self._system_opening(tools), self._user_opening(tools)
         if opening and messages and messages[0].role == "system":
-            if messages[0].content == opening:
+            if messages[0].content in (opening, f"{opening}\n\n"):
                 messages = messages[1:]
             else:
                 content = messages[0].content.removeprefix(f"{opening}\n\n")
@@ -202,17 +190,24 @@ class DialogCodec:
     def _body(self, message: Message) -> list[tuple[list[int], bool]]:
         """Return a message's content and end token in parts, each with whether it is control."""
         end = self.tokenizer.eot_id
-        parts = [(self.tokenizer.encode(message.content), False)]
+        quoted = message.role == "tool" and self.layout.tool_results == "json"
+        content = json.dumps(message.content, ensure_ascii=False) if quoted else message.content
+        parts = [(self.tokenizer.encode(content), False)]
         if message.tool_calls:
             if message.role != "assistant":
                 raise DataError(f"only an assistant can call tools, not role {message.role!r}")
             text, is_code = write_calls(message.tool_calls, self.layout.calls)
-            if is_code or message.content or self.layout.python_tag == "calls":
+            if is_code or message.content or self._is_tagged(message):
                 parts.append(([self.tokenizer.python_tag_id], True))
             parts.append((self.tokenizer.encode(text), False))
             if self.layout.call_end == "eom":
                 end = self.tokenizer.eom_id
         return [*parts, ([end], True)]
+
+    def _is_tagged(self, message: Message) -> bool:
+        """Say whether the layout puts <|python_tag|> before calls that need none."""
+        tag = self.layout.python_tag
+        return tag == "calls" or (tag == "builtins" and all(map(is_builtin, message.tool_calls)))
 
     def _message(self, ids: Sequence[int], tools: Sequence[Tool]) -> Message:
         """Read one message: header, content and, where not cut short, its end token."""
@@ -224,12 +219,15 @@ class DialogCodec:
         if role == "assistant":
             return self.parse(ids, tools=tools)
         body = ids[end + 1 : -1] if ids[-1] in self.tokenizer.stop_ids else ids[end + 1 :]
-        return Message(role, self.tokenizer.decode(body).removeprefix(_AFTER_HEADER))
+        content = self.tokenizer.decode(body).removeprefix(AFTER_HEADER)
+        return Message(role, _unquoted(content) if role == "tool" and self.layout.tool_results == "json" else content)
 
     def _take_apart(self, output: Sequence[int] | str) -> tuple[str, str | None, Stop]:
         """Return text before <|python_tag|>, text after it (None without one), and how the output stopped."""
+        bare = self.layout.open_header == "bare"  # then an output without its header begins with the newlines
         if isinstance(output, str):
-            return _take_text_apart(output)
+            text = output.removeprefix(_ASSISTANT_HEADER)
+            return _take_text_apart(text.removeprefix(AFTER_HEADER) if bare or text != output else text)
         ids, tokenizer = list(output), self.tokenizer
         header = bool(ids) and ids[0] == self._start and self._end in ids
         if header:
@@ -240,7 +238,7 @@ class DialogCodec:
         tag = ids.index(tokenizer.python_tag_id) if tokenizer.python_tag_id in ids else None
         before = tokenizer.decode(ids[:tag])
         after = None if tag is None else tokenizer.decode(ids[tag + 1 :])
-        return (before.removeprefix(_AFTER_HEADER) if header else before), after, stop
+        return (before.removeprefix(AFTER_HEADER) if header or bare else before), after, stop
 
 
 def stop_of(tokenizer: Tokenizer, token_id: int) -> Stop:
@@ -248,8 +246,16 @@ def stop_of(tokenizer: Tokenizer, token_id: int) -> Stop:
     return "end_of_message" if token_id == tokenizer.eom_id else "end_of_turn"
 
 
+def _unquoted(text: str) -> str:
+    """Return the text of a quoted JSON string; any other text as it is."""
+    try:
+        value = json.loads(text) if text.startswith('"') else text
+    except ValueError:
+        return text
+    return value if isinstance(value, str) else text
+
+
 def _take_text_apart(text: str) -> tuple[str, str | None, Stop]:
-    text = text.removeprefix(f"{specials.START_HEADER}assistant{specials.END_HEADER}{_AFTER_HEADER}")
     stop: Stop = "out_of_tokens"
     for name in specials.STOP_TOKENS:
         if text.endswith(name):

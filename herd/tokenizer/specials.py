@@ -1,6 +1,7 @@
 """The 256 special tokens of Llama 3.1 in id order, and the pattern that splits text into words before BPE."""
 
 N_SPECIALS = 256
+OFFICIAL_SHA256 = "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55"  # of Llama 3's rank file
 
 BEGIN_OF_TEXT = "<|begin_of_text|>"
 END_OF_TEXT = "<|end_of_text|>"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from herd.base.errors import ConfigError
 from herd.base.messages import Message, Tool
 from herd.tokenizer.bpe import StreamDecoder
-from herd.tokenizer.codec import DialogCodec, Parsed, Stop, stop_of
+from herd.tokenizer.codec import AFTER_HEADER, DialogCodec, Parsed, Stop, stop_of
 from herd.tokenizer.tool_dialects import CallFinder, read_tagged
 
 
@@ -25,6 +25,8 @@ class OutputStream:
         self._given: list[str] = []
         self._tagged: list[str] | None = None
         self._stop: Stop | None = None
+        self._opening = AFTER_HEADER if codec.layout.open_header == "bare" else ""  # still to be dropped
+        self._held = ""  # what may be the beginning of that
 
     def push(self, token_id: int) -> str:
         """Take one id and return the text that became certain. Ids after the end token are ignored."""
@@ -38,8 +40,9 @@ class OutputStream:
             return ""
         if token_id == self._tokenizer.python_tag_id:
             self._tagged = []
-            return self._note(self._finder.push(self._decoder.flush()) + self._finder.release())
-        return self._note(self._finder.push(self._decoder.push(token_id)))
+            text = self._opened(self._decoder.flush(), final=True)
+            return self._note(self._finder.push(text) + self._finder.release())
+        return self._note(self._finder.push(self._opened(self._decoder.push(token_id))))
 
     def finish(self) -> tuple[str, Parsed]:
         """Return the text not given out yet, and the whole output read."""
@@ -48,12 +51,22 @@ class OutputStream:
             found = read_tagged("", "".join(self._tagged) + tail, self._names)
             rest = found.content
         else:
-            rest = self._finder.push(tail)
+            rest = self._finder.push(self._opened(tail, final=True))
             found = self._finder.finish()
             rest += found.content
         self._note(rest)
         message = Message("assistant", "".join(self._given), found.calls)
         return rest, Parsed(message, self._stop or "out_of_tokens", found.reason)
+
+    def _opened(self, piece: str, *, final: bool = False) -> str:
+        """Return the text without the newlines that a bare header leaves to the model."""
+        if not self._opening:
+            return piece
+        self._held += piece
+        if not final and self._held != self._opening and self._opening.startswith(self._held):
+            return ""
+        text, self._held, self._opening = self._held.removeprefix(self._opening), "", ""
+        return text
 
     def _note(self, text: str) -> str:
         if text:

@@ -52,6 +52,11 @@ class CallStyle:
     ascii_json: bool = False
 
 
+def is_builtin(call: ToolCall) -> bool:
+    """Say whether a call is one of a built-in tool, with a query and nothing else."""
+    return call.name in BUILTINS and _only_text(call, "query")
+
+
 def write_calls(calls: Sequence[ToolCall], style: CallStyle) -> tuple[str, bool]:
     """Return the text of the calls, and whether it is code, which must follow <|python_tag|>.
 
@@ -72,14 +77,14 @@ def write_calls(calls: Sequence[ToolCall], style: CallStyle) -> tuple[str, bool]
 
 def _write(calls: Sequence[ToolCall], style: CallStyle) -> str | None:
     """Write calls in the style's dialect, or return None where it has no words for them."""
-    builtin = [call.name in BUILTINS and _only_text(call, "query") for call in calls]
+    builtin = [is_builtin(call) for call in calls]
     if style.dialect == "python_list" and not any(builtin):
         if not all(_CALL_NAME.fullmatch(c.name) and all(map(_is_argument, c.arguments)) for c in calls):
             return None
         return f"[{', '.join(_write_python(call) for call in calls)}]"
     parts = []
-    for call, is_builtin in zip(calls, builtin, strict=True):
-        if is_builtin:
+    for call, built_in in zip(calls, builtin, strict=True):
+        if built_in:
             parts.append(f'{call.name}.call(query="{call.arguments["query"]}")')
         elif style.dialect == "function_tag":
             parts.append(f"<function={call.name}>{_dumps(call.arguments, style)}</function>")

@@ -59,18 +59,21 @@ def tool_prompt(tools: Sequence[Tool], *, style: ToolPrompt, dialect: Dialect, p
     custom = [tool for tool in tools if tool.name not in (*BUILTINS, CODE)]
     if not custom:
         return ""  # built-in tools are named on the system message's "Tools:" line
+    before, after = wording(dialect, place)
+    if dialect == "python_list":
+        told = json.dumps([tool.to_json() for tool in custom], ensure_ascii=False, indent=4)
+    else:
+        told = "\n\n".join(_described(tool, dialect) for tool in custom)
+    return f"{before}{told}{after}"
+
+
+def wording(dialect: Dialect, place: Place) -> tuple[str, str]:
+    """Return the official text that stands before the descriptions of the tools, and the one after them."""
     if dialect == "json":
-        opening = f"{_JSON_IN_USER}\n\n{_JSON_FORM}" if place == "user" else f"{_JSON_IN_SYSTEM}{_JSON_FORM}"
-        return "\n\n".join([opening, *(_described(tool) for tool in custom)])
+        return f"{_JSON_IN_USER}\n\n{_JSON_FORM}\n\n" if place == "user" else f"{_JSON_IN_SYSTEM}{_JSON_FORM}\n\n", ""
     if dialect == "function_tag":
-        told = "\n\n".join(
-            f"Use the function '{tool.name}' to '{tool.description}':\n"
-            + json.dumps(tool.to_json(), ensure_ascii=False)
-            for tool in custom
-        )
-        return f"You have access to the following functions:\n\n{told}\n\n{_FUNCTION_TAG_FORM}"
-    rows = [tool.to_json() for tool in custom]
-    return _PYTHON_LIST_FORM + "\n" + json.dumps(rows, ensure_ascii=False, indent=4)
+        return "You have access to the following functions:\n\n", f"\n\n{_FUNCTION_TAG_FORM}"
+    return f"{_PYTHON_LIST_FORM}\n", ""
 
 
 def builtin_line(tools: Sequence[Tool]) -> str:
@@ -79,8 +82,11 @@ def builtin_line(tools: Sequence[Tool]) -> str:
     return f"Tools: {', '.join(names)}" if names else ""
 
 
-def _described(tool: Tool) -> str:
-    return json.dumps({"type": "function", "function": tool.to_json()}, ensure_ascii=False, indent=4)
+def _described(tool: Tool, dialect: Dialect) -> str:
+    row = tool.to_json()
+    if dialect == "json":
+        return json.dumps({"type": "function", "function": row}, ensure_ascii=False, indent=4)
+    return f"Use the function '{tool.name}' to '{tool.description}':\n{json.dumps(row, ensure_ascii=False)}"
 
 
 def _compact(tool: Tool) -> str:

@@ -28,7 +28,10 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    """Rows of `context` tokens, `batch_tokens` of them a step, `tokens` in all; `repeats` by language or kind."""
+    """Rows of `context` tokens, `batch_tokens` of them a step, `tokens` in all; `repeats` by language or kind.
+
+    With 0 tokens a stage passes its weights on as they are.
+    """
 
     context: int
     batch_tokens: int
@@ -45,7 +48,7 @@ class TrainConfig(Section):
     @property
     def steps(self) -> int:
         """Updates in all."""
-        return max(1, math.ceil(self.tokens / self.batch_tokens))
+        return math.ceil(self.tokens / self.batch_tokens)
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -11,8 +11,8 @@ import torch
 from toys import TOY, toy_model
 
 from herd.model.config import ModelConfig, RopeScaling, to_hf
-from herd.model.transformer import Transformer
 from herd.model.hf import hf_name
+from herd.model.transformer import Transformer
 from herd.model.weights import load_model, save_model
 
 transformers = pytest.importorskip("transformers")

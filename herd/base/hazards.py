@@ -1,5 +1,6 @@
 """The fourteen hazards of Llama Guard 3: the MLCommons taxonomy (arXiv:2404.12241) and code-interpreter abuse."""
 
+# as the model card names them, for people
 HAZARDS: dict[str, str] = {
     "S1": "Violent Crimes",
     "S2": "Non-Violent Crimes",
@@ -16,3 +17,6 @@ HAZARDS: dict[str, str] = {
     "S13": "Elections",
     "S14": "Code Interpreter Abuse",
 }
+
+# as the prompt names them that Llama Guard 3 was trained on: three keep the names of Llama Guard 2
+PROMPT_HAZARDS: dict[str, str] = HAZARDS | {"S3": "Sex Crimes", "S4": "Child Exploitation", "S11": "Self-Harm"}

@@ -1,0 +1,53 @@
+"""A forward pass over weights that need not fit in memory: one layer is read, used and let go.
+
+It is the model's own blocks with their weights put in from a `Source`, so there is no second definition of anything.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from herd.model.attention import Step
+from herd.model.norm import RMSNorm
+from herd.model.rope import inverse_frequencies, rotation_table
+from herd.model.source import Source
+from herd.model.transformer import Block
+
+
+@torch.inference_mode()
+def streamed_logits(
+    source: Source,
+    tokens_bt: Tensor,
+    *,
+    dtype: torch.dtype,
+    look: Callable[[str, Tensor], None] = lambda name, tensor: None,
+) -> Tensor:
+    """Return the float32 scores [b, t, vocab] of every place, computed in `dtype`; `look` sees each tensor as read.
+
+    At most one layer, or the embedding, is in memory. Raises DataError on a damaged file.
+    """
+
+    def take(name: str) -> Tensor:
+        tensor = source.read(name)
+        look(name, tensor)
+        return tensor.to(dtype)
+
+    config = source.config
+    embedding = take("tok_embeddings.weight")
+    x_bte = F.embedding(tokens_bt, embedding)
+    if not config.tie_embeddings:
+        del embedding
+    positions = torch.arange(tokens_bt.shape[1]).expand_as(tokens_bt)
+    step = Step(*rotation_table(inverse_frequencies(config), positions), None, None)
+    for layer in range(config.n_layers):
+        with torch.device("meta"):
+            block = Block(config, layer)
+        names = [name for name, _ in block.named_parameters()]
+        block.load_state_dict({name: take(f"layers.{layer}.{name}") for name in names}, assign=True)
+        x_bte = block(x_bte, step)
+    norm = RMSNorm(config.dim, eps=config.norm_eps)
+    norm.weight = nn.Parameter(take("norm.weight"), requires_grad=False)
+    output = embedding if config.tie_embeddings else take("output.weight")
+    return F.linear(norm(x_bte), output).float()
