@@ -3,8 +3,8 @@
 Encoding: the same texts, the same ranks, rounds interleaved (A B, B A, ...), ratios taken within a round.
     documents   each text of the corpus as it is
     lines       each line apart: short texts, where what surrounds the BPE core counts
-One thread is timed in processor time: `encode_batch(texts)` against a loop over tiktoken's `encode_ordinary`, its quickest way; several are
-`encode_batch(texts, threads)` against `encode_ordinary_batch`.
+One thread is `encode_batch(texts)` against a loop over tiktoken's `encode_ordinary`, its quickest way, in processor
+time; several are `encode_batch(texts, threads)` against `encode_ordinary_batch`, in time by the clock.
 
 Learning (`--learn`): a process of its own for each sample size, once for counting words and once with all merges.
 To a larger sample: bytes grow in proportion, different words by Heaps' law fitted here, merging with a power of the
@@ -89,7 +89,7 @@ def compare(tokenizer: Tokenizer, texts: dict[str, Iterator[str]], *, rounds: in
 def interleaved(
     ours: Callable[[], list[list[int]]], theirs: Callable[[], list[list[int]]], *, rounds: int, threads: int
 ) -> tuple[list[float], list[float]]:
-    """Return the seconds of each round of both (processor time on one thread), after one of each to warm up and to see that their ids agree."""
+    """Return the seconds of each round of both, after one of each to warm up and to see that their ids agree."""
     if ours() != theirs():
         sys.exit("herd and tiktoken give different ids: the speeds are worth nothing")
     seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -138,8 +138,8 @@ def measure_learning(corpus: Path, sizes: list[float], target: float) -> None:
         f"\nfits over {len(sizes)} sizes: different words = {np.exp(scale):,.0f} x MB^{heaps:.2f}; merging grows as "
         f"words^{power:.2f}; peak = {offset:.0f} MiB + {slope * 1e6:,.0f} MiB a million words\n"
         f"extrapolated to {target:,.0f} MB, {target / megabytes[-1]:.0f} times the largest: "
-        f"{expected / 1e6:.1f} million words, {counting[-1] / megabytes[-1] * target:,.0f} s counting, {np.exp(factor) * expected**power:,.0f} s "
-        f"merging, {(offset + slope * expected) / 1024:.1f} GiB"
+        f"{expected / 1e6:.1f} million words, {counting[-1] / megabytes[-1] * target:,.0f} s counting, "
+        f"{np.exp(factor) * expected**power:,.0f} s merging, {(offset + slope * expected) / 1024:.1f} GiB"
     )
     if min(merges) < max(merges):
         print("the smaller samples ran out of merges, which makes the fitted growth of merging too steep, not too flat")

@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from toys import TOY, byte_tokenizer, toy_model
 
 from herd.base.errors import ConfigError, DataError, HerdError, RunError
+from herd.base.messages import Dialog, Message
 from herd.base.progress import Silent
+from herd.engine.engine import Engine
+from herd.engine.request import Request, Sampling
 from herd.model.config import RopeScaling
 from herd.model.hf import write_hf
 from herd.model.source import WeightsSource
@@ -258,3 +261,24 @@ def test_a_flagship_from_elsewhere(toy_run: Path, tmp_path: Path) -> None:
     refused = herd("curate", str(TOY_RECIPE), f"flagship={tmp_path / 'nowhere'}", "--run", str(tmp_path / "r"))
     assert refused.returncode == 2
     assert "no such folder" in refused.stderr
+
+
+def test_transformers_runs_an_exported_folder_and_says_the_same(toy: Path, tmp_path: Path) -> None:
+    """Weights, config, tokenizer, template and stop tokens together: the words that come out are herd's."""
+    transformers = pytest.importorskip("transformers")
+    export(open_folder(toy), tmp_path / "out", Plan("hf"), Silent())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ours = open_folder(toy)
+    engine = Engine(load_model(toy))
+    stop = frozenset(ours.tokenizer.stop_ids)
+    for text in ("Hello", "Wie geht's?", "नमस्ते"):
+        prompt = ours.codec.prompt(Dialog((Message("user", text),)))
+        ids = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)[
+            "input_ids"
+        ]
+        assert ids == prompt
+        said = engine.generate([Request(tuple(prompt), Sampling(max_tokens=20), stop)])[0].ids
+        theirs = model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0, len(ids) :].tolist()
+        assert theirs == said
+    assert set(model.generation_config.eos_token_id) == set(stop)

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,8 +38,13 @@ class RunFolder:
             raise RunError(f"{self.path}: no recipe.yaml, so this is not a run folder; make one with `herd raise`")
         return safe_load(self.recipe_path.read_text(encoding="utf-8"))
 
-    def claim(self, values: Mapping[str, Any]) -> None:
-        """Write the recipe into a new folder, or check that the folder was made by the same one. Raises RunError."""
+    def claim(
+        self, values: Mapping[str, Any], complete: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda old: old
+    ) -> None:
+        """Write the recipe into a new folder, or check that the folder was made by the same one. Raises RunError.
+
+        `complete` fills in what an older herd didn't write: keys that have come since, with their defaults.
+        """
         from yaml import safe_dump
 
         if not self.recipe_path.exists():
@@ -47,7 +52,7 @@ class RunFolder:
                 raise RunError(f"{self.path}: not empty and not a run folder; choose another --run")
             write_atomic(self.recipe_path, safe_dump(dict(values), sort_keys=False, allow_unicode=True))
             return
-        differences = list(_differences(self.read_recipe(), json.loads(json.dumps(values)), ""))
+        differences = list(_differences(complete(self.read_recipe()), json.loads(json.dumps(values)), ""))
         if differences:
             shown = "; ".join(differences[:5]) + ("" if len(differences) <= 5 else f"; and {len(differences) - 5} more")
             raise RunError(

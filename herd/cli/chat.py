@@ -7,9 +7,12 @@ import typer
 
 
 def chat(
-    run: Annotated[Path, typer.Argument(help="A run folder, such as runs/meadow.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, such as runs/meadow, or any model folder.")],
     sibling: Annotated[str | None, typer.Option(help="A sibling by name instead of the flagship.")] = None,
     base: Annotated[bool, typer.Option("--base", help="The base model: continue the text as it stands.")] = False,
+    guard: Annotated[
+        Path | None, typer.Option(help="A guard model's folder, such as Llama Guard 3; the run's own unless given.")
+    ] = None,
     no_guard: Annotated[bool, typer.Option("--no-guard", help="Without the guard model.")] = False,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 200,
@@ -18,7 +21,7 @@ def chat(
     """Talk to a model. Empty line or Ctrl-D ends; /reset forgets the conversation."""
     from herd.cli.conversation import Conversation, open_conversation
 
-    conversation: Conversation = open_conversation(run, sibling=sibling, base=base, guarded=not no_guard)
+    conversation: Conversation = open_conversation(run, sibling=sibling, base=base, guarded=not no_guard, guard=guard)
     conversation.sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
     print(conversation.greeting())
     while True:

@@ -14,7 +14,7 @@ from herd.guard.classifier import Guard, Verdict
 from herd.guard.shield import REFUSAL
 from herd.runtime.config import RuntimeConfig
 from herd.runtime.device import set_up
-from herd.stages.models import open_engine, open_folder
+from herd.stages.models import open_engine, open_folder, open_guard
 from herd.stages.recipe import Recipe
 from herd.stages.sft import folder_of
 from herd.tokenizer.bpe import StreamDecoder
@@ -95,8 +95,13 @@ def _named(verdict: Verdict) -> str:
     return f"guard: {', '.join(verdict.hazards) or 'unsafe'}, p = {verdict.p_unsafe:.2f}"
 
 
-def open_conversation(path: Path, *, sibling: str | None, base: bool, guarded: bool) -> Conversation:
-    """Open a model of a run folder, or any model folder. Raises RunError naming what the run has."""
+def open_conversation(
+    path: Path, *, sibling: str | None = None, base: bool = False, guarded: bool = True, guard: Path | None = None
+) -> Conversation:
+    """Open a model of a run folder, or any model folder, with the guard at `guard` or that of the run.
+
+    Raises RunError naming what the run has.
+    """
     runtime = RuntimeConfig()
     if (path / "recipe.yaml").is_file():
         recipe = validate(Recipe, RunFolder(path).read_recipe(), where=str(path / "recipe.yaml"))
@@ -104,10 +109,10 @@ def open_conversation(path: Path, *, sibling: str | None, base: bool, guarded: b
     elif sibling is not None:
         raise RunError(f"{path}: one model, not a run with siblings; leave out --sibling")
     model, machine = open_folder(path), set_up(runtime)
-    guard = None
-    if guarded and not base and model.run is not None and (model.run / "guard/config.json").exists():
-        guard = Guard(open_engine(model.run / "guard", machine, slots=4), model.codec)
-    return Conversation(model.name, open_engine(model.path, machine, slots=1), model.codec, base, guard)
+    if guard is None and model.run is not None and (model.run / "guard/config.json").exists():
+        guard = model.run / "guard"
+    opened = open_guard(guard, machine) if guard is not None and guarded and not base else None
+    return Conversation(model.name, open_engine(model.path, machine, slots=1), model.codec, base, opened)
 
 
 def _chosen(run: Path, recipe: Recipe, *, sibling: str | None, base: bool) -> str:

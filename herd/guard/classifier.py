@@ -1,9 +1,10 @@
 """The guard model behind an engine: conversations in, verdicts out. An unreadable answer counts as unsafe."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from herd.base.hazards import PROMPT_HAZARDS
 from herd.base.messages import Message
 from herd.engine.engine import Engine
 from herd.engine.request import Completion, Request, Sampling
@@ -27,19 +28,24 @@ class Guard:
     """
 
     def __init__(
-        self, engine: Engine, codec: DialogCodec, *, threshold: float = 0.5, form: GuardForm = "compact"
+        self,
+        engine: Engine,
+        codec: DialogCodec,
+        *,
+        threshold: float = 0.5,
+        form: GuardForm = "compact",
+        hazards: Mapping[str, str] = PROMPT_HAZARDS,
     ) -> None:
-        self._engine, self._codec, self._threshold, self._form = engine, codec, threshold, form
+        self._engine, self._codec, self._threshold = engine, codec, threshold
+        self._form, self._hazards = form, hazards
         self._unsafe = codec.tokenizer.encode("unsafe")[0]
         self._safe = codec.tokenizer.encode("safe")[0]
 
     def classify(self, conversations: Sequence[Sequence[Message]]) -> list[Verdict]:
         """Return one verdict for each conversation, in order."""
         stop = frozenset(self._codec.tokenizer.stop_ids)
-        requests = [
-            Request(tuple(self._codec.prompt(guard_dialog(messages, form=self._form))), Sampling(max_tokens=16), stop)
-            for messages in conversations
-        ]
+        dialogs = [guard_dialog(messages, form=self._form, hazards=self._hazards) for messages in conversations]
+        requests = [Request(tuple(self._codec.prompt(d)), Sampling(max_tokens=16), stop) for d in dialogs]
         return [self._verdict(completion) for completion in self._engine.generate(requests)]
 
     def _verdict(self, completion: Completion) -> Verdict:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from herd.base.errors import ConfigError, DataError, RunError
+from herd.base.hazards import PROMPT_HAZARDS
 from herd.base.messages import Dialog, Message
 from herd.engine.engine import Engine
 from herd.eval.subject import answers
@@ -108,9 +109,19 @@ def open_engine(folder: Path, machine: Machine, *, slots: int) -> Engine:
     return Engine(load_model(folder, dtype=machine.dtype, device=machine.device), slots=slots)
 
 
+def open_guard(folder: Path, machine: Machine, *, slots: int = 4) -> Guard:
+    """Load a guard model: one of herd's, or a Llama Guard 3, which is asked in its own words. Raises HerdError."""
+    model = open_folder(folder)
+    official = not (model.path / LAYOUT_FILE).is_file()
+    small = any("1B" in name for name in recognise(model.config))
+    hazards = {code: name for code, name in PROMPT_HAZARDS.items() if not (small and code == "S14")}
+    engine = open_engine(model.path, machine, slots=slots)
+    return Guard(engine, model.codec, form="official" if official else "compact", hazards=hazards)
+
+
 def open_shield(run: Path, engine: Engine, codec: DialogCodec, machine: Machine, *, max_tokens: int = 64) -> Shield:
     """Return the run's guard around an engine."""
-    guard = Guard(open_engine(run / "guard", machine, slots=64), codec)
+    guard = open_guard(run / "guard", machine, slots=64)
 
     def generate(dialogs: Sequence[Dialog]) -> list[Message]:
         return answers(engine, codec, dialogs, max_tokens=max_tokens)

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from herd.base.config import validate
 from herd.base.errors import RunError
 from herd.base.progress import Progress
 from herd.base.run import RunFolder
@@ -102,7 +103,10 @@ def raise_herd(recipe: Recipe, folder: Path, progress: Progress, *, only: str | 
     run = RunFolder(folder)
     with run.locked():
         run = RunFolder(folder)  # the ledger is read under the lock
-        run.claim(recipe.model_dump(mode="json"))
+        where = str(run.recipe_path)
+        run.claim(
+            recipe.model_dump(mode="json"), lambda old: validate(Recipe, old, where=where).model_dump(mode="json")
+        )
         check_disk(recipe, folder)
         context = Context(recipe, run, progress)
         for step in steps(recipe):

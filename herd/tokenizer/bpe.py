@@ -25,8 +25,7 @@ from herd.tokenizer import specials
 FILE_NAME = "tokenizer.model"
 MAX_ENCODE_CHARACTERS = 400_000  # the official wrapper's chunk: the BPE core is never given more at once
 MAX_RUN_CHARACTERS = 25_000  # the official limit on one run of spaces or of non-spaces
-
-PARTS_PER_THREAD = 16  # few enough that handing them out costs nothing, enough to even out long texts
+PARTS_PER_THREAD = 32  # few enough that handing them out costs nothing, enough that all threads end together
 
 _RUN = re.compile(r"\s+|\S+")
 
@@ -157,10 +156,8 @@ class Tokenizer:
 
         if threads <= 1:
             return encode(texts)
-        size = 1 + len(texts) // (threads * PARTS_PER_THREAD)
         with ThreadPoolExecutor(threads) as pool:
-            parts = pool.map(encode, [texts[start : start + size] for start in range(0, len(texts), size)])
-            return list(chain.from_iterable(parts))
+            return list(chain.from_iterable(pool.map(encode, _parts(texts, threads * PARTS_PER_THREAD))))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the exact bytes of the ids; special tokens give their names. Raises DataError."""
@@ -200,6 +197,20 @@ def _check_ranks(ranks: Mapping[bytes, int]) -> None:
         raise DataError(f"the rank table lacks {len(missing)} of the 256 single bytes (first: 0x{missing[0]:02x})")
     if set(ranks.values()) != set(range(len(ranks))):
         raise DataError(f"the {len(ranks)} ranks are not 0..{len(ranks) - 1} without gaps")
+
+
+def _parts(texts: Sequence[str], count: int) -> list[list[str]]:
+    """Cut a batch, in order, into about `count` parts of about as many characters each."""
+    size = sum(map(len, texts)) / count
+    parts: list[list[str]] = [[]]
+    filled = 0
+    for text in texts:
+        if filled > size:
+            parts.append([])
+            filled = 0
+        parts[-1].append(text)
+        filled += len(text)
+    return parts
 
 
 def _chunks(text: str) -> Iterator[str]:

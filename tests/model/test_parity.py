@@ -3,15 +3,19 @@
 import json
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from toys import TOY, toy_model
 
+from herd.model.cache import Cache
 from herd.model.config import ModelConfig, RopeScaling, to_hf
 from herd.model.hf import hf_name
+from herd.model.published import published
 from herd.model.transformer import Transformer
 from herd.model.weights import load_model, save_model
 
@@ -30,6 +34,23 @@ SHAPES = {
         "tie_embeddings": True,
     },
 }
+# the published proportions at toy width: heads, key/value heads, SwiGLU width over the model's, scaling, tying
+PROPORTIONS = {
+    "8B": published("llama3.1-8b"),
+    "70B": published("llama3.1-70b"),
+    "405B": published("llama3.1-405b"),
+    "1B": published("llama3.2-1b"),
+    "3B": published("llama3.2-3b"),
+}
+SPANS = {
+    "0 to 300": range(301),
+    "8,192": range(8180, 8204),
+    "20,000": range(19_990, 20_014),
+    "the last": range(131_048, 131_072),
+    # far apart in one row: angles between tokens, not only those of one place
+    "all at once": [*range(12), *range(8186, 8198), *range(19_994, 20_006), *range(131_060, 131_072)],
+}
+
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +74,45 @@ def theirs_of(model: Transformer) -> Any:
     return theirs
 
 
+def causal(count: int) -> Tensor:
+    """Return the mask of one row: without it transformers takes a jump of positions for a new document."""
+    return torch.zeros(1, 1, count, count).masked_fill(torch.ones(count, count).triu(1).bool(), float("-inf"))
+
+
 def shape(name: str) -> ModelConfig:
     """Return a toy shape by name."""
     return ModelConfig(**TOY.model_dump() | SHAPES[name])
+
+
+@pytest.fixture(scope="module", params=PROPORTIONS)
+def pair(request: pytest.FixtureRequest) -> tuple[Transformer, Any]:
+    """Return a published shape at toy width, ours and theirs with the same weights."""
+    real = PROPORTIONS[request.param]
+    dim = 8 * real.n_heads
+    narrow = {"n_layers": 2, "dim": dim, "ffn_hidden": dim * real.ffn_hidden // real.dim, "vocab_size": 61}
+    model = toy_model(real.model_copy(update=narrow), std=dim**-0.5)
+    return model, theirs_of(model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("span", SPANS)
+def test_published_proportions_give_the_logits_of_transformers(pair: tuple[Transformer, Any], span: str) -> None:
+    model, theirs = pair
+    positions = torch.tensor([[*SPANS[span]]])
+    count = positions.shape[1]
+    tokens = torch.randint(0, model.config.vocab_size, (1, count), generator=torch.Generator().manual_seed(3))
+    wanted = theirs(tokens, position_ids=positions, attention_mask=causal(count)).logits
+    assert 0.5 < wanted.std() < 2
+    plain = model.logits(model(tokens, positions=positions))
+    torch.testing.assert_close(plain, wanted, rtol=0, atol=1e-5)
+    cache = Cache(model.config, slots=2, capacity=count, dtype=torch.float32)
+    pieces = []
+    for start, end in pairwise((0, count // 2, count - 3, count - 2, count - 1, count)):  # prompt, more, single tokens
+        view = cache.view(torch.tensor([1]))
+        given = None if span.startswith("0") else positions[:, start:end]  # a cache counts from 0 by itself
+        pieces.append(model.logits(model(tokens[:, start:end], positions=given, cache=view)))
+        view.advance(torch.tensor([end - start]))
+    torch.testing.assert_close(torch.cat(pieces, dim=1), wanted, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -68,20 +125,6 @@ def test_logits_equal_those_of_transformers(name: str, first: int) -> None:
     ours = model.logits(model(tokens, positions=positions))
     theirs = theirs_of(model)(tokens, position_ids=positions).logits
     assert ours.std() > 0.5
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
-
-
-@torch.no_grad()
-def test_logits_equal_over_a_gap_of_thousands_of_positions() -> None:
-    """A token at 9,000 that looks back at one at 0: RoPE's relative angles, not only its absolute ones."""
-    model = toy_model(shape("scaled"))
-    tokens = torch.randint(0, TOY.vocab_size, (1, 24), generator=torch.Generator().manual_seed(2))
-    positions = torch.cat((torch.arange(12), torch.arange(9000, 9012))).unsqueeze(0)
-    ours = model.logits(model(tokens, positions=positions))
-    # without a mask transformers takes a jump of positions for a new document, which this isn't
-    causal = torch.ones(1, 1, 24, 24, dtype=torch.bool).tril()
-    bias = torch.zeros(1, 1, 24, 24).masked_fill(~causal, float("-inf"))
-    theirs = theirs_of(model)(tokens, position_ids=positions, attention_mask=bias).logits
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
 
 
