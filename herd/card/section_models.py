@@ -47,6 +47,12 @@ def summary(book: Book) -> Section:
         "documents": documents(book),
         "cutoff": cutoff(book),
     }
+    started = book.stages["pretrain"].facts.get("started_from") if "pretrain" in book.stages else None
+    if started:
+        text += (
+            " It did not start from random weights but from a model made elsewhere, which the tokens above were "
+            f"added to: {escape(str(started))}."
+        )
     if is_toy(book):
         text += (
             "\n\n**This herd lives in a toy world.** Its text is generated: a small closed world of "

@@ -31,7 +31,9 @@ def training(book: Book) -> Section:
             "Base models: pretraining, then longer rows (long context), then annealing on a better mixture "
             "with the learning rate falling to zero. Siblings: distilled from the flagship's top-k "
             "log-probabilities together with next-token loss; 'alone' is the same sibling on the same "
-            "tokens without a teacher. Alignment: supervised fine-tuning (sft) on assistant tokens, then "
+            "tokens without a teacher. "
+            + _cut(book)
+            + "Alignment: supervised fine-tuning (sft) on assistant tokens, then "
             "direct preference optimisation (dpo). Losses of different objectives are not comparable with "
             "each other."
         ),
@@ -40,6 +42,21 @@ def training(book: Book) -> Section:
         *(_curves(book)),
     ]
     return Section("training", "Training", tuple(blocks))
+
+
+def _cut(book: Book) -> str:
+    """Say which siblings don't start from random weights."""
+    names = [
+        escape(record.step.split("/")[1])
+        for record in book.training()
+        if record.step.startswith("distil/") and record.facts.get("init") == "pruned"
+    ]
+    if not names:
+        return ""
+    return (
+        f"Cut from the flagship (width and depth pruned) before they are distilled: {', '.join(names)}; their controls "
+        "start from random weights, so the difference between the two is that of both together. "
+    )
 
 
 def _stage_row(book: Book, record: Record) -> tuple[Cell, ...]:

@@ -1,11 +1,13 @@
 """Stage `pretrain`: the flagship from random weights, then longer rows under scaled RoPE, then annealing (3.4)."""
 
+from typing import Any
+
 import numpy as np
 
 from herd.base.errors import DataError
 from herd.base.seeds import named_seed
 from herd.stages.step import Context, Outcome
-from herd.stages.training import Plan, fresh_model, imported_model, passed_on, train, trained_model
+from herd.stages.training import Plan, fresh_model, imported_model, passed_on, started_from, train, trained_model
 from herd.stages.watch import HeldOut
 from herd.tokenizer.shards import TokenShards
 from herd.train.config import TrainConfig
@@ -32,10 +34,13 @@ def run(context: Context, key: str) -> Outcome:
     else:
         before = "flagship/pretrain" if key == "long-context" else "flagship/long"
         model = trained_model(context, before, config=config)
+    about: dict[str, Any] = {}
+    if key == "pretrain" and recipe.flagship_path:
+        about["started_from"] = started_from(recipe)
     if section.steps == 0:
-        return passed_on(context, model, output=FOLDERS[key])
+        return passed_on(context, model, output=FOLDERS[key], about=about)
     feed = shard_feed(context, section, key)
-    about = {"context": section.context, "batch_tokens": section.batch_tokens, "seed": recipe.seed}
+    about |= {"context": section.context, "batch_tokens": section.batch_tokens, "seed": recipe.seed}
     assert isinstance(feed.source, ShardSource)
     about["mixture"] = {name: round(share, 4) for name, share in feed.source.shares(1).items()}
     watch = HeldOut(context, key, model, steps=section.steps)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from herd.base.errors import ConfigError
-from herd.base.files import read_jsonl
+from herd.base.files import hash_tree, read_jsonl
 from herd.base.seeds import named_seed
 from herd.model.config import ModelConfig
 from herd.model.hf import write_hf
@@ -22,6 +22,7 @@ from herd.runtime.device import peak_memory_bytes
 from herd.runtime.power import EnergyMeter
 from herd.stages.export import write_hf_files
 from herd.stages.models import find_model
+from herd.stages.recipe import Recipe
 from herd.stages.step import Context, Outcome
 from herd.stages.watch import HeldOut
 from herd.train.checkpoint import Checkpoints
@@ -75,10 +76,16 @@ def imported_model(context: Context, config: ModelConfig) -> Transformer:
     return model
 
 
-def passed_on(context: Context, model: Transformer, *, output: str) -> Outcome:
+def started_from(recipe: Recipe) -> str:
+    """Return what the flagship's first weights were: a path and the hash of what lies there."""
+    folder = find_model(Path(str(recipe.flagship_path)))
+    return f"{folder.name} (SHA-256 {hash_tree(folder)})"
+
+
+def passed_on(context: Context, model: Transformer, *, output: str, about: Mapping[str, Any]) -> Outcome:
     """Write a model folder without training: the stage's recipe has 0 tokens."""
     save(context, dict(model.named_parameters()), model.config, output)
-    return Outcome(model_facts(model.config, output) | {"steps": 0, "tokens": 0}, (output,))
+    return Outcome(model_facts(model.config, output) | {"steps": 0, "tokens": 0} | dict(about), (output,))
 
 
 def train(context: Context, key: str, model: Transformer, plan: Plan, *, output: str) -> Outcome:
