@@ -7,6 +7,8 @@ from pydantic import model_validator
 from herd.base.config import Section, validate
 from herd.base.errors import ConfigError
 
+_WIDEST, _DEEPEST = 1 << 20, 1 << 14
+
 
 class RopeScaling(Section):
     """Llama 3.1's frequency scaling: wavelengths beyond the original context are stretched by `factor`."""
@@ -15,6 +17,15 @@ class RopeScaling(Section):
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+
+    @model_validator(mode="after")
+    def _check(self) -> "RopeScaling":
+        # worded so that NaN is refused too
+        if not (0 < self.low_freq_factor < self.high_freq_factor and self.factor > 0):
+            raise ValueError("factor and low_freq_factor must be above 0, and high_freq_factor above low_freq_factor")
+        if self.original_max_position_embeddings < 1:
+            raise ValueError("original_max_position_embeddings must be at least 1")
+        return self
 
 
 class Shape(Section):
@@ -32,8 +43,13 @@ class Shape(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Shape":
-        if min(self.dim, self.n_layers, self.n_heads, self.n_kv_heads, self.ffn_hidden, self.head_dim or 1) < 1:
+        sizes = (self.dim, self.n_layers, self.n_heads, self.n_kv_heads, self.ffn_hidden, self.head_dim or 1)
+        if min(sizes) < 1:
             raise ValueError("every width and depth must be at least 1")
+        if max(sizes) > _WIDEST or self.n_layers > _DEEPEST:  # a file's slip must not list tensors for hours
+            raise ValueError(f"a width above {_WIDEST:,} or more n_layers than {_DEEPEST:,} is no model that herd runs")
+        if not (self.rope_theta > 0 and self.norm_eps >= 0):
+            raise ValueError(f"rope_theta {self.rope_theta} must be above 0, and norm_eps {self.norm_eps} not below")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim is None and self.dim % self.n_heads:
@@ -185,6 +201,7 @@ _DESCRIBING = (
     "bos_token_id",
     "cache_implementation",
     "chunk_size_feed_forward",
+    "do_sample",
     "dtype",
     "eos_token_id",
     "hidden_dropout",
@@ -193,17 +210,22 @@ _DESCRIBING = (
     "is_decoder",
     "is_llama_config",
     "label2id",
+    "length_penalty",
     "max_length",
     "min_length",
     "model_max_length",
     "name_or_path",
+    "num_beam_groups",
+    "num_beams",
     "num_labels",
+    "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
     "pad_token_id",
     "pretraining_tp",
     "prefix",
     "problem_type",
+    "repetition_penalty",
     "return_dict",
     "return_dict_in_generate",
     "sep_token_id",
@@ -213,6 +235,7 @@ _DESCRIBING = (
     "top_k",
     "top_p",
     "torch_dtype",
+    "typical_p",
     "transformers_version",
     "unsloth_fixed",
     "unsloth_version",

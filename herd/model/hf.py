@@ -47,7 +47,15 @@ class HFSource:
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         """Read the files' headers. Raises DataError naming a damaged file or a missing, surplus or misshapen tensor."""
         self.config = config
-        self._entries = {name: entry for file in _files(folder) for name, entry in safetensors_entries(file).items()}
+        self._entries: dict[str, Entry] = {}
+        for file in _files(folder):
+            entries = safetensors_entries(file)
+            if twice := sorted(self._entries.keys() & entries.keys()):
+                other = self._entries[twice[0]].file.name
+                raise DataError(
+                    f"{folder}: {twice[0]} is in {other} and in {file.name}; take out the file that is not meant"
+                )
+            self._entries |= entries
         found = {name: e.shape for name, e in self._entries.items() if not name.endswith(_BUFFER)}
         if config.tie_embeddings:
             found.pop("lm_head.weight", None)  # transformers doesn't read it either
@@ -76,7 +84,7 @@ def _files(folder: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise DataError(f"{index}: not an index of weights ({error!r:.80})") from None
         if bad := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
             raise DataError(f"{index}: {bad[0]!r} is not the name of a file in this folder")

@@ -60,9 +60,9 @@ def meta_config(folder: Path) -> ModelConfig:
     where, values = f"{folder / PARAMS}", read_params(folder)
     if unknown := [key for key, value in values.items() if key not in _KNOWN and value]:
         raise ConfigError(f"{where}: key {unknown[0]!r} is not known to herd and may change what the model computes")
-    if missing := [key for key in ("dim", "n_layers", "n_heads", "vocab_size") if not isinstance(values.get(key), int)]:
-        raise ConfigError(f"{where}: key {missing[0]!r} is missing or no whole number")
-    shape: dict[str, Any] = {key: values[key] for key in ("dim", "n_layers", "n_heads", "vocab_size")}
+    shape: dict[str, Any] = {key: values.get(key) for key in ("dim", "n_layers", "n_heads", "vocab_size")}
+    if bad := [key for key, value in shape.items() if not isinstance(value, int) or not 0 < value < 1 << 32]:
+        raise ConfigError(f"{where}: key {bad[0]!r} is missing or no whole number above 0")
     shape["n_kv_heads"] = values.get("n_kv_heads") or values["n_heads"]
     shape["norm_eps"] = values.get("norm_eps", 1e-5)
     shape["rope_theta"] = values.get("rope_theta", 500_000.0)
@@ -80,7 +80,8 @@ def meta_config(folder: Path) -> ModelConfig:
 def _ffn_hidden(values: dict[str, Any], where: str) -> int:
     """Return the SwiGLU width: 8/3 of the model's, times a multiplier, rounded up to a multiple."""
     multiple, multiplier = values.get("multiple_of", 256), values.get("ffn_dim_multiplier")
-    if not isinstance(multiple, int) or multiple < 1 or not isinstance(multiplier, int | float | None):
+    plausible = isinstance(multiplier, int | float | None) and 0 < (1 if multiplier is None else multiplier) < 1000
+    if not isinstance(multiple, int) or multiple < 1 or not plausible:
         raise ConfigError(f"{where}: multiple_of and ffn_dim_multiplier must be positive numbers")
     hidden = int(8 * values["dim"] / 3)
     hidden = int(multiplier * hidden) if multiplier is not None else hidden
@@ -225,6 +226,7 @@ def write_meta(
             write_entry(entries[name], piece)
             if config.tie_embeddings and name == "tok_embeddings.weight":
                 write_entry(entries["output.weight"], piece)
+        del whole, piece  # before the next is read
         advance(name)
     for entries in ranks:
         sync(next(iter(entries.values())).file)

@@ -8,7 +8,7 @@ Memory never holds more than the tensor asked for: no mapping of whole files, wh
 
 import json
 import os
-import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -29,6 +29,11 @@ Shape = tuple[int, ...]
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _ALIGNMENT = 8
+_CHUNK = 1 << 20  # at once: for 8 MiB Linux seeks larger blocks of free memory, and took up to four times as long
+# what the pickle of a dictionary of tensors names; PyTorch's own list would also let a few bytes ask for any memory
+_TENSOR = re.compile(
+    r"torch(\.storage)? \w+Storage|torch\._utils _rebuild_(tensor(_v2)?|parameter)|collections OrderedDict"
+)
 
 
 @dataclass(frozen=True)
@@ -95,42 +100,48 @@ def safetensors_entries(file: Path) -> dict[str, Entry]:
 
 def pth_entries(file: Path) -> dict[str, Entry]:
     """Return the tensors of a .pth file by name: only tensors are ever unpickled. Raises DataError."""
-    sizes = _records(file)
-    from torch._subclasses.fake_tensor import FakeTensorMode  # seconds to import; only such files need it
-
     try:
-        with FakeTensorMode():
-            loaded = torch.load(file, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks for {named[1]}" if named else str(error).splitlines()[-1][:200]
-        raise DataError(f"{file}: holds more than tensors, so it is not loaded ({what})") from None
-    except Exception as error:  # a damaged pickle can raise anything
-        raise DataError(f"{file}: not a whole checkpoint ({str(error).splitlines()[0]:.200})") from None
+        sizes = _records(file)
+        loaded = torch.load(file, weights_only=True, map_location="meta")  # no byte of a tensor is read
+    except DataError:
+        raise
+    except Exception as error:  # a damaged zip or pickle can raise anything
+        reason = (str(error).partition("Unpickler error: ")[2] or str(error)).strip().partition("\n")[0]
+        raise DataError(
+            f"{file}: not a whole checkpoint ({type(error).__name__}: {reason:.160}); copy it again"
+        ) from None
     if not isinstance(loaded, dict):
-        raise DataError(f"{file}: holds a {type(loaded).__name__}, not a dictionary of tensors")
+        raise DataError(f"{file}: not a dictionary of tensors by name")
     return {name: _pth_entry(file, name, value, sizes) for name, value in loaded.items()}
 
 
 def _records(file: Path) -> dict[int, int]:
-    """Return the sizes of a zip's uncompressed records by the offset of their bytes."""
-    try:
-        with zipfile.ZipFile(file) as archive, file.open("rb") as handle:
-            sizes = {}
-            for info in archive.infolist():
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise DataError(f"{file}: record {info.filename} is compressed, which PyTorch never writes")
-                handle.seek(info.header_offset + 26)
-                name, extra = struct.unpack("<HH", handle.read(4))
-                sizes[info.header_offset + 30 + name + extra] = info.file_size
-            return sizes
-    except (zipfile.BadZipFile, struct.error, NotImplementedError) as error:
-        raise DataError(f"{file}: not a whole .pth file ({error}); copy it again") from None
+    """Return the sizes of a zip's records by the offset of their bytes, after a look at what the pickle asks for."""
+    sizes = {}
+    with zipfile.ZipFile(file) as archive, file.open("rb") as handle:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise DataError(f"{file}: record {info.filename!r} is compressed, which PyTorch never writes")
+            if info.filename.endswith("/byteorder") and archive.read(info) == b"big":
+                raise DataError(f"{file}: written on a machine of the other byte order, which herd doesn't read")
+            if info.filename.lower().endswith(".pkl"):
+                asked = (
+                    argument for code, argument, _ in pickletools.genops(archive.read(info)) if code.name == "GLOBAL"
+                )
+                if odd := [name for name in asked if not _TENSOR.fullmatch(str(name))]:
+                    raise DataError(
+                        f"{file}: holds more than tensors, so it is not loaded "
+                        f"(it asks for {str(odd[0]).replace(' ', '.')!r:.80})"
+                    )
+            handle.seek(info.header_offset + 26)
+            name, extra = struct.unpack("<HH", handle.read(4))
+            sizes[info.header_offset + 30 + name + extra] = info.file_size
+    return sizes
 
 
 def _pth_entry(file: Path, name: object, value: object, sizes: Mapping[int, int]) -> Entry:
     if not isinstance(name, str) or not isinstance(value, Tensor):
-        raise DataError(f"{file}: entry {name!r:.80} is a {type(value).__name__}, not a tensor")
+        raise DataError(f"{file}: entry {name!r:.80} is not a tensor with a name")
     if value.dtype not in _CODES:
         raise DataError(f"{file}: tensor {name} is {value.dtype}, a format herd doesn't read")
     if not value.is_contiguous():
@@ -153,19 +164,19 @@ def write_safetensors(
         header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
+    start = 8 + len(text)
     with file.open("wb") as handle:
         handle.write(struct.pack("<Q", len(text)) + text)
-        for name, shape in shapes.items():
-            tensor = produce(name)
-            assert tuple(tensor.shape) == shape, f"{name}: {tuple(tensor.shape)} instead of {shape}"
-            handle.write(bytes_of(tensor.to("cpu", dtype).contiguous()))
         handle.flush()
+        for name, shape in shapes.items():
+            _put(handle.fileno(), produce(name), Entry(file, dtype, shape, start))
+            start += prod(shape) * dtype.itemsize
         os.fsync(handle.fileno())
 
 
 def blank_pth(file: Path, shapes: Mapping[str, Shape], dtype: torch.dtype) -> dict[str, Entry]:
     """Write a .pth file with room for these tensors but nothing in it yet; return where each goes."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensorMode  # seconds to import; only this needs it
 
     with FakeTensorMode():
         blank = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
@@ -176,15 +187,19 @@ def blank_pth(file: Path, shapes: Mapping[str, Shape], dtype: torch.dtype) -> di
 
 def write_entry(entry: Entry, tensor: Tensor) -> None:
     """Write a tensor where `entry` says."""
-    assert tuple(tensor.shape) == entry.shape
-    buffer = memoryview(bytes_of(tensor.to("cpu", entry.dtype).contiguous()))
     descriptor = os.open(entry.file, os.O_WRONLY)
     try:
-        at = 0
-        while at < len(buffer):
-            at += os.pwrite(descriptor, buffer[at:], entry.offset + at)
+        _put(descriptor, tensor, entry)
     finally:
         os.close(descriptor)
+
+
+def _put(descriptor: int, tensor: Tensor, entry: Entry) -> None:
+    assert tuple(tensor.shape) == entry.shape, f"{tuple(tensor.shape)} instead of {entry.shape}"
+    buffer = memoryview(bytes_of(tensor.to("cpu", entry.dtype).contiguous()))
+    at = 0
+    while at < len(buffer):
+        at += os.pwrite(descriptor, buffer[at : at + _CHUNK], entry.offset + at)
 
 
 def sync(file: Path) -> None:

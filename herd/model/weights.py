@@ -30,7 +30,7 @@ def load_config(folder: Path) -> ModelConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder}: no config.json or {PARAMS}, so this isn't a model folder") from None
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error})") from None
     return from_hf(values, where=str(path))
 

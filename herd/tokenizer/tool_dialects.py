@@ -71,7 +71,9 @@ def write_calls(calls: Sequence[ToolCall], style: CallStyle) -> tuple[str, bool]
         return text, False
     text = "; ".join(_write_json(call, style) for call in calls)
     if not _reads_back(text, calls):
-        raise DataError(f"tool call {calls[0].name!r} can't be written as JSON without loss: {calls[0].arguments!r:.80}")
+        raise DataError(
+            f"tool call {calls[0].name!r} can't be written as JSON without loss: {calls[0].arguments!r:.80}"
+        )
     return text, False
 
 

@@ -14,10 +14,11 @@ from toys import TOY, toy_model
 
 from herd.model.cache import Cache
 from herd.model.config import ModelConfig, RopeScaling, to_hf
-from herd.model.hf import hf_name
+from herd.model.hf import hf_name, write_hf
 from herd.model.published import published
+from herd.model.source import WeightsSource
 from herd.model.transformer import Transformer
-from herd.model.weights import load_model, save_model
+from herd.model.weights import load_model, save_model, write_hf_configs
 
 transformers = pytest.importorskip("transformers")
 
@@ -50,7 +51,6 @@ SPANS = {
     # far apart in one row: angles between tokens, not only those of one place
     "all at once": [*range(12), *range(8186, 8198), *range(19_994, 20_006), *range(131_060, 131_072)],
 }
-
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +144,18 @@ def test_a_folder_of_ours_is_read_by_transformers(tmp_path: Path, name: str, dty
     if dtype == torch.float32:
         tokens = torch.arange(30).unsqueeze(0)
         torch.testing.assert_close(model.logits(model(tokens)), theirs(tokens).logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_shards_of_ours_are_read_by_transformers(tmp_path: Path) -> None:
+    model = toy_model(shape("scaled"))
+    source = WeightsSource(dict(model.named_parameters()), model.config)
+    write_hf(source, tmp_path, dtype=torch.float32, max_shard_bytes=12_000)
+    write_hf_configs(model.config, tmp_path, bos_id=1, eos_ids=[2], dtype=torch.float32)
+    theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values())
+    state = theirs.state_dict()
+    assert all(torch.equal(state[hf_name(key)], parameter) for key, parameter in model.named_parameters())
 
 
 @torch.no_grad()
