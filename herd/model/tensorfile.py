@@ -92,7 +92,8 @@ def safetensors_entries(file: Path) -> dict[str, Entry]:
     for name, row in header.items():
         if row["dtype"] not in _DTYPES:
             raise DataError(
-                f"{file}: tensor {name} is {row['dtype']}, a format herd doesn't read; there are {', '.join(_DTYPES)}"
+                f"{file}: tensor {name!r:.80} is {row['dtype']}, a format herd doesn't read; "
+                f"it reads {', '.join(_DTYPES)}"
             )
         entries[name] = Entry(file, _DTYPES[row["dtype"]], tuple(row["shape"]), 8 + length + row["data_offsets"][0])
     return entries
@@ -117,7 +118,7 @@ def pth_entries(file: Path) -> dict[str, Entry]:
 
 def _records(file: Path) -> dict[int, int]:
     """Return the sizes of a zip's records by the offset of their bytes, after a look at what the pickle asks for."""
-    sizes = {}
+    sizes, end = {}, file.stat().st_size
     with zipfile.ZipFile(file) as archive, file.open("rb") as handle:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED:
@@ -135,12 +136,13 @@ def _records(file: Path) -> dict[int, int]:
                     )
             handle.seek(info.header_offset + 26)
             name, extra = struct.unpack("<HH", handle.read(4))
-            sizes[info.header_offset + 30 + name + extra] = info.file_size
+            start = info.header_offset + 30 + name + extra
+            sizes[start] = min(info.file_size, end - start)  # whatever the directory claims
     return sizes
 
 
 def _pth_entry(file: Path, name: object, value: object, sizes: Mapping[int, int]) -> Entry:
-    if not isinstance(name, str) or not isinstance(value, Tensor):
+    if not isinstance(name, str) or not name.isprintable() or not isinstance(value, Tensor):
         raise DataError(f"{file}: entry {name!r:.80} is not a tensor with a name")
     if value.dtype not in _CODES:
         raise DataError(f"{file}: tensor {name} is {value.dtype}, a format herd doesn't read")

@@ -129,6 +129,7 @@ def test_nothing_but_tensors_is_unpickled(
         ({"a": None}, "entry 'a' is not a tensor with a name"),
         ({"model": {"a": torch.ones(2)}}, "entry 'model' is not a tensor with a name"),
         ({7: torch.ones(2)}, "entry 7 is not a tensor with a name"),
+        ({"a\nb": torch.ones(2, dtype=torch.int8)}, r"entry 'a\\nb' is not a tensor with a name"),
         ({"a": torch.ones(2, 3).t()}, r"tensor a is stored with strides \(1, 3\), not row by row"),
         ({"a": torch.ones(1).expand(9)}, r"tensor a is stored with strides \(0,\), not row by row"),
         ({"a": torch.ones(2, dtype=torch.int8)}, "tensor a is torch.int8, a format herd doesn't read"),
@@ -142,7 +143,7 @@ def test_other_contents_are_named(tmp_path: Path, value: object, message: str) -
 
 def test_a_format_that_safetensors_has_and_herd_does_not_is_named(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2, dtype=torch.int8)}, tmp_path / "x.safetensors")
-    with pytest.raises(DataError, match=r"tensor a is I8, a format herd doesn't read"):
+    with pytest.raises(DataError, match=r"tensor 'a' is I8, a format herd doesn't read"):
         safetensors_entries(tmp_path / "x.safetensors")
 
 
@@ -167,6 +168,18 @@ def test_a_tensor_beyond_its_record_is_named(tmp_path: Path) -> None:
     rewritten(tmp_path / "x.pth", lambda name, content: content[:-4] if name.endswith("data/0") else content)
     with pytest.raises(DataError, match="tensor a reaches beyond its record"):
         pth_entries(tmp_path / "x.pth")
+
+
+def test_a_record_that_starts_beyond_the_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "x.pth"
+    write(file, {"a": torch.ones(7)})
+    content = bytearray(file.read_bytes())
+    header = content.index(b"x/data/0") - 30
+    assert content[header : header + 4] == b"PK\x03\x04"
+    content[header + 28 : header + 30] = b"\xf0\xff"  # the length of what stands between its name and its bytes
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="tensor a reaches beyond its record"):
+        pth_entries(file)
 
 
 def test_another_byte_order_is_named(tmp_path: Path) -> None:
