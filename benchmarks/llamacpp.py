@@ -103,7 +103,7 @@ def compare(model: Transformer, path: Path, dtype: torch.dtype) -> tuple[int, fl
     for prompt in prompts(model.config.vocab_size):
         logits, ids = continued(theirs, prompt)
         request = Request(tuple(prompt), Sampling(max_tokens=NEW_TOKENS))
-        alike += Engine(reference, slots=1).generate([request])[0].ids == ids
+        alike += Engine(reference, max_running=1).generate([request])[0].ids == ids
         tokens = torch.tensor([prompt])
         wanted = reference.logits(reference(tokens))[0]
         largest = wanted.abs().max()

@@ -9,7 +9,7 @@ from toys import TOY, toy_documents, toy_examples, toy_model
 from herd.base.errors import HerdError
 from herd.engine.engine import Engine
 from herd.engine.request import Completion, Request, Sampling
-from herd.engine.sampler import choose
+from herd.engine.sampler import Picker, choose
 from herd.train.batch import collate
 from herd.train.objective import NextToken
 
@@ -18,7 +18,7 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(toy_model(), slots=4)
+    return Engine(toy_model(), max_running=4)
 
 
 def prompts(lengths: list[int]) -> list[tuple[int, ...]]:
@@ -68,10 +68,10 @@ def test_scored_logprobs_are_the_trainers_and_sum_to_its_loss(engine: Engine) ->
     assert -math.fsum(map(math.fsum, scored)) == pytest.approx(loss.total.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 16])
-def test_completions_dont_depend_on_who_else_is_there(engine: Engine, slots: int) -> None:
+@pytest.mark.parametrize("max_running", [1, 2, 3, 16])
+def test_completions_dont_depend_on_who_else_is_there(engine: Engine, max_running: int) -> None:
     requests = mixed()
-    together = Engine(engine.model, slots=slots).generate(requests)
+    together = Engine(engine.model, max_running=max_running).generate(requests)
     for request, completion in zip(requests, together, strict=True):
         same(completion, engine.generate([request])[0])
 
@@ -104,7 +104,7 @@ def test_a_stop_id_ends_an_answer_and_is_kept(engine: Engine) -> None:
 
 
 def test_capacity_ends_an_answer(engine: Engine) -> None:
-    small = Engine(engine.model, slots=2, capacity=16)
+    small = Engine(engine.model, max_running=2, blocks=1)
     one, two = small.generate([Request(p, Sampling(max_tokens=50)) for p in prompts([15, 10])])
     assert (len(one.ids), one.finish_reason) == (1, "length")
     assert (len(two.ids), two.finish_reason) == (6, "length")
@@ -136,10 +136,9 @@ def test_the_same_seed_gives_the_same_answer_and_another_gives_another(engine: E
 
 def drawn(scores: list[float], n: int = 4000, **settings: float | int) -> dict[int, float]:
     """Return how often each id is chosen."""
-    sampling = Sampling(**{"temperature": 1.0, **settings})  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(0)
-    row = torch.tensor([scores])
-    ids = [choose(row, [sampling], [generator])[0][0] for _ in range(n)]
+    picker = Picker(Request((0,), Sampling(**{"temperature": 1.0, **settings})))  # type: ignore[arg-type]
+    chosen = choose(torch.tensor([scores]).expand(n, -1), [picker] * n)
+    ids = [token.id for token in chosen if token is not None]
     return {i: ids.count(i) / n for i in sorted(set(ids))}
 
 
@@ -166,9 +165,9 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
 def test_greedy_takes_the_likeliest_and_reports_the_models_own_logprob() -> None:
     scores = torch.tensor([SCORES, SCORES[::-1]]) + 3.0
     samplings = [Sampling(), Sampling(temperature=0.1, top_k=1)]
-    picks = choose(scores, samplings, [torch.Generator(), torch.Generator()])
-    assert [token for token, _ in picks] == [1, 2]
-    assert [logprob for _, logprob in picks] == pytest.approx([math.log(0.5)] * 2)
+    picks = choose(scores, [Picker(Request((0,), sampling)) for sampling in samplings])
+    assert [token.id for token in picks if token] == [1, 2]
+    assert [token.logprob for token in picks if token] == pytest.approx([math.log(0.5)] * 2)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +182,7 @@ def test_settings_out_of_range_are_refused(wrong: dict) -> None:
 def test_new_weights_take_effect_at_once(tied: bool) -> None:
     config = TOY.model_copy(update={"tie_embeddings": tied})
     old, new = toy_model(config), toy_model(config, seed=1)
-    engine, requests = Engine(old, slots=2), mixed(3)
+    engine, requests = Engine(old, max_running=2), mixed(3)
     engine.load_weights({name: p.detach().clone() for name, p in new.named_parameters()})
-    for a, b in zip(engine.generate(requests), Engine(new, slots=2).generate(requests), strict=True):
+    for a, b in zip(engine.generate(requests), Engine(new, max_running=2).generate(requests), strict=True):
         same(a, b)

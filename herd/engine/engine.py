@@ -1,134 +1,231 @@
 """The engine: prompts in, tokens out, over the same transformer that was trained.
 
-waiting -> slot -> prompt run (all new prompts of a round in one batch) -> one token a round for every slot -> done
+    submit -> waiting -> running: each round one token for all, and a bounded chunk of new prompts -> events
+              scheduler            runner (one pass over all sequences) -> sampler
+
+Not for several threads: who serves many gives the engine one of its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from herd.base.errors import HerdError
-from herd.engine.request import Completion, Request, Token
+from herd.engine.blocks import BlockPool
+from herd.engine.request import Completion, Event, FinishReason, Request, Stats, Token
+from herd.engine.runner import Runner, score
 from herd.engine.sampler import choose
 from herd.engine.scheduler import Scheduler
-from herd.engine.scheduler import Sequence as Running
-from herd.model.cache import Cache
+from herd.engine.sequence import Sequence as InFlight
+from herd.model.cache import bytes_per_token
 from herd.model.transformer import Transformer
+from herd.runtime.device import free_memory_bytes
+from herd.tokenizer.bpe import Tokenizer
 
-_SCORED_PLACES = 8192
+_SHARE = 0.25  # of the free memory: beside the weights there may be a guard's engine, and the pages of files
 
 
 class Engine:
-    """Generates and scores with one model. `slots` requests decode together, each up to `capacity` positions."""
+    """Generates and scores with one model; up to `max_running` requests decode together.
 
-    def __init__(self, model: Transformer, *, slots: int = 32, capacity: int | None = None) -> None:
+    blocks, memory: size of the key/value cache, in blocks or in bytes (see `bytes_per_token`); without either it
+    holds `max_running` requests of full length, or a quarter of the free memory where that is less.
+    block_size: positions a block. prefill_chunk: the most prompt ids a round. tokenizer: needed for stop strings.
+    prefix_reuse: whether a prompt takes what the cache knows of its beginning. Weights changed in place must be
+    told by `load_weights`. Raises HerdError where the cache holds no block.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        blocks: int | None = None,
+        memory: int | None = None,
+        block_size: int = 16,
+        max_running: int = 32,
+        prefill_chunk: int = 512,
+        tokenizer: Tokenizer | None = None,
+        prefix_reuse: bool = True,
+    ) -> None:
+        if min(block_size, max_running, prefill_chunk) < 1:
+            raise HerdError(
+                f"block_size {block_size}, max_running {max_running}, prefill_chunk {prefill_chunk}: must be 1 or more"
+            )
         self.model = model.eval()
-        self.capacity = capacity or model.config.max_positions
-        self._slots = slots
+        self._block_size, self._tokenizer = block_size, tokenizer
+        if blocks is None:
+            blocks = self._default_blocks(memory, max_running)
+        if blocks < 1:
+            raise HerdError("a key/value cache without a block can't hold a request; give it more memory")
+        pool = BlockPool(blocks)
+        self.capacity = min(model.config.max_positions, blocks * block_size)
+        self._scheduler = Scheduler(
+            pool, block_size=block_size, max_running=max_running, chunk=prefill_chunk, reuse=prefix_reuse
+        )
+        self._in_flight: dict[int, InFlight] = {}
+        self._timed: dict[int, InFlight] = {}
+        self._events: list[Event] = []  # still to be given out by `step`
+        self._handles = self._prompt_tokens = self._tokens = 0
+
+    def _default_blocks(self, memory: int | None, max_running: int) -> int:
+        parameter, config = next(self.model.parameters()), self.model.config
+        size = self._block_size * bytes_per_token(config, parameter.dtype)
+        if memory is not None:
+            if memory < size:
+                raise HerdError(f"a cache of {memory:,} bytes holds no block of {size:,}; give it more memory")
+            return memory // size
+        wanted = max_running * -(-config.max_positions // self._block_size)
+        return min(wanted, int(_SHARE * free_memory_bytes(parameter.device)) // size)
+
+    @cached_property
+    def _runner(self) -> Runner:
+        # made with the first request: whoever only scores needs no cache
+        return Runner(self.model, blocks=self._scheduler.pool.total, block_size=self._block_size)
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; its events carry the returned handle. Raises HerdError on one that can't be answered."""
+        self._check(request)
+        self._handles += 1
+        sequence = InFlight(self._handles, request, tokenizer=self._tokenizer)
+        self._in_flight[sequence.handle] = sequence
+        if request.deadline is not None:
+            self._timed[sequence.handle] = sequence
+        self._scheduler.add(sequence)
+        self._prompt_tokens += len(request.prompt)
+        return sequence.handle
+
+    def cancel(self, handle: int) -> None:
+        """End a request: its blocks are free at once, its last event comes with the next step. Ended ones stay."""
+        if handle in self._in_flight:
+            self._events.append(self._finish(self._in_flight[handle], "cancelled"))
+
+    def step(self) -> list[Event]:
+        """Run one round: requests that are late end, prompts are run on, every running one gets a token."""
+        events, self._events = self._events, []
+        return events + self._advance()
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests are in flight or events wait to be taken."""
+        return bool(self._in_flight or self._events)
+
+    def stats(self) -> Stats:
+        """Return the counts of this moment."""
+        scheduler = self._scheduler
+        return Stats(
+            len(scheduler.waiting),
+            len(scheduler.running),
+            scheduler.pool.used,
+            scheduler.pool.total,
+            self._prompt_tokens,
+            scheduler.reused_tokens,
+            self._tokens,
+            scheduler.preemptions,
+        )
 
     def generate(
         self, requests: Sequence[Request], *, on_done: Callable[[int], None] = lambda done: None
     ) -> list[Completion]:
-        """Complete all requests, in their order. Raises HerdError on a prompt that leaves no room for an answer."""
+        """Complete all requests, in their order. Raises HerdError, before any is run, on one that can't be answered."""
         completions: dict[int, Completion] = {}
-        for sequence in self._run(requests, slots=min(self._slots, max(1, len(requests)))):
-            reason = sequence.finish_reason(self._limit(requests))
-            if reason is not None:
-                completions[sequence.number] = sequence.completion(reason)
-                on_done(len(completions))
-        return [completions[number] for number in range(len(requests))]
+        with _Owned(self, requests) as owned:
+            for event in owned.events():
+                if event.completion is not None:
+                    completions[event.handle] = event.completion
+                    on_done(len(completions))
+            return [completions[handle] for handle in owned.handles]
 
     def stream(self, request: Request) -> Iterator[Token]:
-        """Yield the tokens of one request as they are chosen."""
-        for sequence in self._run([request], slots=1):
-            yield sequence.tokens[-1]
+        """Yield the tokens of one request as they are chosen; who stops asking cancels it."""
+        with _Owned(self, [request]) as owned:
+            yield from (event.token for event in owned.events() if event.token is not None)
 
     @torch.inference_mode()
     def score(
         self, sequences: Sequence[Sequence[int]], *, on_done: Callable[[int], None] = lambda done: None
     ) -> list[list[float]]:
         """Return log p(id | ids before it) for every id but the first of each sequence."""
-        results: list[list[float]] = [[] for _ in sequences]
-        # sequences of like length go together, as many as a budget of places allows
-        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        start = 0
-        while start < len(order):
-            count = max(1, _SCORED_PLACES // max(1, len(sequences[order[start]])))
-            group = order[start : start + count]
-            rows = _padded([sequences[i][:-1] for i in group], self.model)
-            targets = _padded([sequences[i][1:] for i in group], self.model)
-            chosen = self._target_logprobs(self.model(rows), targets).tolist()
-            for i, row in zip(group, chosen, strict=True):
-                results[i] = row[: len(sequences[i]) - 1]
-            start += count
-            on_done(min(start, len(order)))
-        return results
-
-    def _target_logprobs(self, hidden_bte: Tensor, targets_bt: Tensor) -> Tensor:
-        """Return log p of targets [b, t], with the scores of few places at a time in memory."""
-        pieces = []
-        for hidden, targets in zip(hidden_bte.flatten(0, 1).split(512), targets_bt.flatten().split(512), strict=True):
-            scores = self.model.logits(hidden).float()
-            pieces.append(scores.gather(1, targets.unsqueeze(1)).squeeze(1) - scores.logsumexp(-1))
-        return torch.cat(pieces).view_as(targets_bt)
+        return score(self.model, sequences, on_done=on_done)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take new weights, by the model's own parameter names, without rebuilding anything."""
+        """Take new weights, by the model's own parameter names; what is in flight goes on with them from here."""
         self.model.load_state_dict(dict(weights), strict=not self.model.config.tie_embeddings)
+        self._scheduler.restart()
 
-    def _limit(self, requests: Sequence[Request]) -> int:
-        wanted = max((len(r.prompt) + r.sampling.max_tokens for r in requests), default=1)
-        return min(self.capacity, wanted)
+    def _check(self, request: Request) -> None:
+        length, sampling, vocab_size = len(request.prompt), request.sampling, self.model.config.vocab_size
+        if not 0 < length < self.capacity:
+            holder = "model" if self.capacity == self.model.config.max_positions else "engine's key/value cache"
+            raise HerdError(
+                f"a prompt of {length} tokens doesn't fit: this {holder} holds {self.capacity} positions and needs at "
+                "least one on each side; shorten the conversation"
+            )
+        wrong = [i for i in (*request.prompt, *sampling.logit_bias) if not 0 <= i < vocab_size]
+        if wrong:
+            raise HerdError(f"token id {wrong[0]} is outside this model's vocabulary of {vocab_size}")
+        if "" in request.stop_strings:
+            raise HerdError("an empty stop string would end every answer before it begins; leave it out")
+        if request.stop_strings and self._tokenizer is None:
+            raise HerdError("stop strings need the tokenizer: Engine(model, tokenizer=...)")
 
     @torch.inference_mode()
-    def _run(self, requests: Sequence[Request], *, slots: int) -> Iterator[Running]:
-        """Yield a sequence each time it gained a token."""
+    def _advance(self) -> list[Event]:
+        events = [self._finish(sequence, "deadline") for sequence in list(self._timed.values()) if sequence.late()]
+        shares = self._scheduler.plan()
+        if not shares:
+            return events
+        ready = [share.sequence for share in shares if share.complete]
+        scores = self._runner.run(shares)
+        for share in shares:
+            self._scheduler.advance(share)
+        chosen = choose(scores, [sequence.picker for sequence in ready]) if ready else []
+        return events + [self._take(sequence, token) for sequence, token in zip(ready, chosen, strict=True)]
+
+    def _take(self, sequence: InFlight, token: Token | None) -> Event:
+        if token is None:  # the grammar is at its end, and no stop id was among what it allows
+            return self._finish(sequence, "stop")
+        sequence.append(token)
+        self._tokens += 1
+        reason = sequence.finish_reason(self.capacity)
+        if reason is not None:
+            return self._finish(sequence, reason, token)
+        return Event(sequence.handle, token, cut=sequence.cut(None))
+
+    def _finish(self, sequence: InFlight, reason: FinishReason, token: Token | None = None) -> Event:
+        self._scheduler.remove(sequence)
+        del self._in_flight[sequence.handle]
+        self._timed.pop(sequence.handle, None)
+        completion = sequence.completion(reason)
+        return Event(sequence.handle, token, reason, completion.cut, completion)
+
+
+class _Owned:
+    """Requests that one caller waits for; events of all others are kept for `step`, and nothing is left behind."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
         for request in requests:
-            if not request.prompt or len(request.prompt) >= self.capacity:
-                raise HerdError(
-                    f"a prompt of {len(request.prompt)} tokens doesn't fit: this model holds {self.capacity} "
-                    "positions and needs at least one on each side; shorten the conversation"
-                )
-        limit = self._limit(requests)
-        parameter = next(self.model.parameters())
-        cache = Cache(self.model.config, slots=slots, capacity=limit, dtype=parameter.dtype, device=parameter.device)
-        scheduler = Scheduler(requests, slots=slots)
-        while scheduler.waiting or scheduler.running:
-            for sequences, inputs in self._rounds(scheduler, cache):
-                scores = self._forward(inputs, sequences, cache)
-                samplings = [s.request.sampling for s in sequences]
-                picks = choose(scores, samplings, [s.generator for s in sequences])
-                for sequence, (token, logprob) in zip(sequences, picks, strict=True):
-                    sequence.tokens.append(Token(token, logprob))
-                    if sequence.finish_reason(limit) is not None:
-                        scheduler.release(sequence)
-                    yield sequence
+            engine._check(request)
+        self._engine = engine
+        self.handles = [engine.submit(request) for request in requests]
 
-    def _rounds(self, scheduler: Scheduler, cache: Cache) -> Iterator[tuple[list[Running], list[Sequence[int]]]]:
-        """Yield the batches of one round: running sequences with their newest token, then new prompts."""
-        running = list(scheduler.running)
-        if running:
-            yield running, [[s.tokens[-1].id] for s in running]
-        admitted = scheduler.admit()
-        if admitted:
-            for sequence in admitted:
-                cache.lengths[sequence.slot] = 0
-            yield admitted, [s.request.prompt for s in admitted]
+    def __enter__(self) -> "_Owned":
+        return self
 
-    def _forward(self, inputs: list[Sequence[int]], sequences: list[Running], cache: Cache) -> Tensor:
-        """Run new ids of each sequence; return float32 scores [b, vocab] after each one's last id."""
-        tokens = _padded(inputs, self.model)
-        counts = torch.tensor([len(ids) for ids in inputs], device=tokens.device)
-        view = cache.view(torch.tensor([s.slot for s in sequences], device=tokens.device))
-        hidden = self.model(tokens, cache=view)
-        view.advance(counts)
-        last = hidden[torch.arange(len(inputs), device=tokens.device), counts - 1]
-        return self.model.logits(last).float()
+    def events(self) -> Iterator[Event]:
+        """Yield their events until all have ended."""
+        left = set(self.handles)
+        while left:
+            events = self._engine.step()
+            self._engine._events += [event for event in events if event.handle not in left]
+            for event in [event for event in events if event.handle in left]:
+                if event.finish_reason is not None:
+                    left.remove(event.handle)
+                yield event
 
-
-def _padded(rows: Sequence[Sequence[int]], model: Transformer) -> Tensor:
-    """Return ids [b, longest], 0 behind the shorter ones: causal attention never lets a real id see them."""
-    longest = max(1, *(len(row) for row in rows)) if len(rows) > 1 else max(1, len(rows[0]))
-    padded = [[*row, *[0] * (longest - len(row))] for row in rows]
-    return torch.tensor(padded, device=next(model.parameters()).device)
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            self._engine.cancel(handle)
+        own = set(self.handles)
+        self._engine._events = [event for event in self._engine._events if event.handle not in own]

@@ -47,8 +47,7 @@ class Subject:
             Request(tuple(tokenizer.encode(text, bos=True)), Sampling(max_tokens=max_tokens), stop) for text in contexts
         ]
         done = self.engine.generate(requests, on_done=lambda n: self.advance(n, len(requests)))
-        ends = (c.ids[:-1] if c.finish_reason == "stop" else c.ids for c in done)
-        return [tokenizer.decode(ids).split("\n")[0] for ids in ends]
+        return [c.text(tokenizer).split("\n")[0] for c in done]
 
     def choice_logprobs(self, prompts: Sequence[Sequence[int]], choices: Sequence[Sequence[int]]) -> list[float]:
         """Return the summed log-probability of each choice after its prompt."""

@@ -17,14 +17,19 @@ from herd.model.rope import rotate
 # scores a head (t x s) up to which a processor works in pieces, which are kept for the backward pass
 _MOST_PLAIN = 1 << 20
 
+Bias = Tensor | tuple[Piece, ...] | None  # what `attend` adds to the scores; None: plain causal
+
 
 @dataclass(frozen=True)
 class Step:
-    """What every layer of one forward pass shares: rotation table, who sees whom (None: plain causal), cache."""
+    """What every layer of one forward pass shares: rotation table, who sees whom (None: plain causal), cache.
+
+    With a cache there is one bias for each of its groups, without one there is one.
+    """
 
     cos_btd: Tensor
     sin_btd: Tensor
-    bias: Tensor | tuple[Piece, ...] | None
+    biases: tuple[Bias, ...]
     cache: CacheView | None
 
 
@@ -45,7 +50,7 @@ def bias_of(mask_b1ts: Tensor, dtype: torch.dtype) -> Tensor | tuple[Piece, ...]
     return additive(mask_b1ts, dtype)
 
 
-def attend(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, bias: Tensor | tuple[Piece, ...] | None) -> Tensor:
+def attend(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, bias: Bias) -> Tensor:
     """Return attention [b, h, t, d]; `bias` [b, 1, t, s] is added to the scores, None means causal.
 
     In pieces where `bias_of` made some: PyTorch's fused CPU kernel took 2 to 5 times as long on rows of 128 and 256
@@ -54,6 +59,22 @@ def attend(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, bias: Tensor | tuple[
     if isinstance(bias, tuple):
         return attend_in_pieces(q_bhtd, k_bhsd, v_bhsd, bias)
     return scaled_dot_product_attention(q_bhtd, k_bhsd, v_bhsd, attn_mask=bias, is_causal=bias is None, enable_gqa=True)
+
+
+def attend_cached(q_1htd: Tensor, cache: CacheView, layer: int, biases: tuple[Bias, ...]) -> Tensor:
+    """Return attention [1, h, t, d] of the new tokens of many sequences over what the cache holds of each."""
+    q_thd = q_1htd[0].transpose(0, 1)
+    out_thd = torch.empty(q_thd.shape, dtype=q_thd.dtype, device=q_thd.device)
+    for group, bias in zip(cache.groups, biases, strict=True):
+        keys, values = cache.load(layer, group)
+        q_nhmd = q_thd[group.tokens].unflatten(0, (group.rows, -1)).transpose(1, 2)
+        found = attend(q_nhmd, keys.to(q_thd.dtype), values.to(q_thd.dtype), bias).transpose(1, 2).flatten(0, 1)
+        if group.real is None:
+            out_thd[group.tokens] = found
+        else:
+            which, where = group.real
+            out_thd[where] = found[which]
+    return out_thd.transpose(0, 1).unsqueeze(0)
 
 
 class Attention(nn.Module):
@@ -73,10 +94,11 @@ class Attention(nn.Module):
         q_bhtd = rotate(self._heads(self.wq(x_bte)), step.cos_btd, step.sin_btd)
         k_bhtd = rotate(self._heads(self.wk(x_bte)), step.cos_btd, step.sin_btd)
         v_bhtd = self._heads(self.wv(x_bte))
-        if step.cache is not None:
-            k_bhtd, v_bhtd = step.cache.extend(self.layer, k_bhtd, v_bhtd)
-            k_bhtd, v_bhtd = k_bhtd.to(q_bhtd.dtype), v_bhtd.to(q_bhtd.dtype)
-        out_bhtd = attend(q_bhtd, k_bhtd, v_bhtd, step.bias)
+        if step.cache is None:
+            out_bhtd = attend(q_bhtd, k_bhtd, v_bhtd, step.biases[0])
+        else:
+            step.cache.store(self.layer, k_bhtd, v_bhtd)
+            out_bhtd = attend_cached(q_bhtd, step.cache, self.layer, step.biases)
         return self.wo(out_bhtd.transpose(1, 2).flatten(2))
 
     def _heads(self, x_bt: Tensor) -> Tensor:

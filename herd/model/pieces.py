@@ -37,8 +37,10 @@ def cut(mask_b1ts: Tensor, dtype: torch.dtype) -> tuple[Piece, ...]:
     for start in range(0, mask_b1ts.shape[2], _QUERIES):
         queries = slice(start, start + _QUERIES)
         rows = mask_b1ts[:, :, queries]
-        seen = rows.flatten(0, 2).any(0).nonzero()
-        keys = slice(int(seen[0]), int(seen[-1]) + 1)
+        keys = slice(0, rows.shape[-1])
+        if mask_b1ts.shape[2] > _QUERIES:  # of a single piece all keys are kept: a part of them would be copied first
+            seen = rows.flatten(0, 2).any(0).nonzero()
+            keys = slice(int(seen[0]), int(seen[-1]) + 1)
         pieces.append(Piece(queries, keys, additive(rows[..., keys], dtype).unsqueeze(1)))
     return tuple(pieces)
 

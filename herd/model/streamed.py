@@ -40,7 +40,7 @@ def streamed_logits(
     if not config.tie_embeddings:
         del embedding
     positions = torch.arange(tokens_bt.shape[1]).expand_as(tokens_bt)
-    step = Step(*rotation_table(inverse_frequencies(config), positions), None, None)
+    step = Step(*rotation_table(inverse_frequencies(config), positions), (None,), None)
     for layer in range(config.n_layers):
         with torch.device("meta"):
             block = Block(config, layer)

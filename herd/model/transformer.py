@@ -74,18 +74,17 @@ class Transformer(nn.Module):
 
         positions [b, t]: place of each token in its own document; default 0, 1, ... (after the cached ones).
         documents [b, t]: equal numbers attend to each other; None: each row is one document.
+        cache: then tokens are [1, t], the new ones of all its rows, one row after the other.
         """
-        length = tokens_bt.shape[1]
         if positions is None:
-            positions = torch.arange(length, device=tokens_bt.device).expand_as(tokens_bt)
-            if cache is not None:
-                positions = positions + cache.starts.unsqueeze(1)
-        mask = cache.mask(length) if cache is not None else None
-        if documents is not None:
-            mask = document_mask(documents)
+            plain = torch.arange(tokens_bt.shape[1], device=tokens_bt.device).expand_as(tokens_bt)
+            positions = plain if cache is None else cache.positions
+        masks: list[Tensor | None] = [None if documents is None else document_mask(documents)]
+        if cache is not None:
+            masks = [group.mask for group in cache.groups]
         x_bte = self.tok_embeddings(tokens_bt)
-        bias = None if mask is None else bias_of(mask, x_bte.dtype)
-        step = Step(*rotation_table(self.frequencies, positions), bias, cache)
+        biases = tuple(None if mask is None else bias_of(mask, x_bte.dtype) for mask in masks)
+        step = Step(*rotation_table(self.frequencies, positions), biases, cache)
         for layer in self.layers:
             x_bte = layer(x_bte, step)
         return self.norm(x_bte)

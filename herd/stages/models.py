@@ -102,11 +102,16 @@ def _layout(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Layout:
     return PUBLISHED_TEMPLATE if scaled else plain
 
 
-def open_engine(folder: Path, machine: Machine, *, slots: int) -> Engine:
-    """Load a model folder into an engine, in the machine's number format. Raises RunError when it isn't there."""
+def open_engine(folder: Path, machine: Machine, *, slots: int, tokenizer: Tokenizer | None = None) -> Engine:
+    """Load a model folder into an engine, in the machine's number format. Raises RunError when it isn't there.
+
+    tokenizer: what stop strings are looked for with.
+    """
     if not is_model(folder):
         raise RunError(f"{folder}: no model there yet; run `herd raise` on this run folder first")
-    return Engine(load_model(folder, dtype=machine.dtype, device=machine.device), slots=slots)
+    return Engine(
+        load_model(folder, dtype=machine.dtype, device=machine.device), max_running=slots, tokenizer=tokenizer
+    )
 
 
 def open_guard(folder: Path, machine: Machine, *, slots: int = 4) -> Guard:

@@ -5,10 +5,12 @@ import torch
 from toys import TOY, toy_documents, toy_model
 
 from herd.model import attention
+from herd.model import cache as cache_module
 from herd.model.attention import attend, document_mask
-from herd.model.cache import Cache
+from herd.model.cache import PagedCache, Row, bytes_per_token
 from herd.model.norm import RMSNorm
 from herd.model.pieces import additive, cut
+from herd.model.published import published
 
 LENGTHS = [7, 1, 12, 5, 9]
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -54,45 +56,43 @@ def test_no_gradient_crosses_documents() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("prompt", [1, 9, 23])
-def test_prefill_and_decode_equal_the_full_forward(prompt: int) -> None:
+@pytest.mark.parametrize("table", [(2, 3, 4), (5, 0, 3)], ids=["neighbours", "scattered"])
+def test_prefill_and_decode_equal_the_full_forward(prompt: int, table: tuple[int, ...]) -> None:
     model = toy_model()
-    tokens = torch.stack(rows_of([24, 24]))
+    tokens = rows_of([24])[0].unsqueeze(0)
     full = model.logits(model(tokens))
-    cache = Cache(TOY, slots=2, capacity=24, dtype=torch.float32)
-    steps = [tokens[:, :prompt], *tokens[:, prompt:].split(1, dim=1)]
-    out = []
-    for new in steps:
-        view = cache.view(torch.arange(2))
-        out.append(model.logits(model(new, cache=view)))
-        view.advance(torch.full((2,), new.shape[1]))
+    cache = PagedCache(TOY, blocks=6, block_size=8, dtype=torch.float32)
+    out, start = [], 0
+    for new in (tokens[:, :prompt], *tokens[:, prompt:].split(1, dim=1)):
+        out.append(model.logits(model(new, cache=cache.view([Row(table, start, new.shape[1])]))))
+        start += new.shape[1]
     torch.testing.assert_close(torch.cat(out, dim=1), full, **CLOSE)
-    assert cache.lengths.tolist() == [24, 24]
 
 
 @torch.no_grad()
-def test_ragged_rows_in_any_slots_equal_the_full_forward() -> None:
-    """Prompts of different lengths in one padded batch, then chunks, with slots in no order and one not in use."""
+@pytest.mark.parametrize("waste", [0, 1 << 18], ids=["each row alone", "together"])
+def test_rows_of_any_size_in_one_pass_equal_the_full_forward(waste: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts, pieces of prompts and single tokens side by side, in blocks in no order, beside blocks of others."""
+    monkeypatch.setattr(cache_module, "_WASTE", waste)
     model = toy_model()
-    rows = rows_of([20, 17, 13])
-    cache = Cache(TOY, slots=5, capacity=32, dtype=torch.float32)
-    cache.keys.fill_(float("nan"))  # what no one wrote must never be read
-    cache.values.normal_()
+    rows = rows_of([12, 12, 8])
+    cache = PagedCache(TOY, blocks=9, block_size=4, dtype=torch.float32)
     cache.keys.normal_()
-    slots, done = torch.tensor([4, 0, 2]), torch.zeros(3, dtype=torch.long)
+    cache.values.normal_()
+    others = cache.keys.view(TOY.n_layers, TOY.n_kv_heads, 9, 4, -1)[:, :, 3].clone()
+    tables, done = [(8, 1, 6), (2, 5, 7), (4, 0)], [0, 0, 0]
     seen: list[list[torch.Tensor]] = [[], [], []]
-    for counts in ([9, 4, 1], [1, 1, 1], [5, 2, 7], [1, 1, 1], [4, 9, 3]):
-        new = torch.zeros(3, max(counts), dtype=torch.long)
-        for i, n in enumerate(counts):
-            new[i, :n] = rows[i][done[i] : done[i] + n]
-        view = cache.view(slots)
-        scores = model.logits(model(new, cache=view))
-        view.advance(torch.tensor(counts))
-        for i, n in enumerate(counts):
-            seen[i].append(scores[i, :n])
-        done += torch.tensor(counts)
+    for counts in ([5, 4, 1], [1, 1, 1], [2, 3, 4], [1, 1, 1], [3, 3, 1]):
+        view = cache.view([Row(t, d, c) for t, d, c in zip(tables, done, counts, strict=True)])
+        new = torch.cat([row[d : d + c] for row, d, c in zip(rows, done, counts, strict=True)])
+        scores = model.logits(model(new.unsqueeze(0), cache=view))[0]
+        for i, piece in enumerate(scores.split(counts)):
+            seen[i].append(piece)
+        done = [d + c for d, c in zip(done, counts, strict=True)]
     for row, pieces in zip(rows, seen, strict=True):
         full = model.logits(model(row.unsqueeze(0)))[0]
         torch.testing.assert_close(torch.cat(pieces), full, **CLOSE)
+    assert torch.equal(cache.keys.view(TOY.n_layers, TOY.n_kv_heads, 9, 4, -1)[:, :, 3], others)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
@@ -178,3 +178,10 @@ def test_fresh_weights_have_the_stated_spread() -> None:
             wanted = 1.0
         assert std == pytest.approx(wanted, rel=0.05), name
     assert all(p.eq(1).all() for p in model.parameters() if p.dim() == 1)
+
+
+def test_the_bytes_a_token_takes_are_those_of_the_storage() -> None:
+    cache = PagedCache(TOY, blocks=5, block_size=4, dtype=torch.bfloat16)
+    assert cache.keys.nbytes + cache.values.nbytes == 20 * bytes_per_token(TOY, torch.bfloat16)
+    sizes = {"llama3.2-1b": 32, "llama3.2-3b": 112, "llama3.1-8b": 128, "llama3.1-70b": 320, "llama3.1-405b": 504}
+    assert {name: bytes_per_token(published(name), torch.bfloat16) / 1024 for name in sizes} == sizes

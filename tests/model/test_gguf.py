@@ -183,7 +183,7 @@ def test_llama_cpp_goes_on_as_herd_does(tmp_path: Path, name: str) -> None:
     ours = model.logits(model(torch.tensor([prompt])))[0]
     torch.testing.assert_close(torch.tensor(theirs.scores[: len(prompt)]), ours, rtol=0, atol=1e-3)
     request = Request(tuple(prompt), Sampling(max_tokens=16))
-    wanted = Engine(model, slots=1).generate([request])[0].ids
+    wanted = Engine(model, max_running=1).generate([request])[0].ids
     found = []
     for _ in range(16):
         found.append(int(theirs.scores[theirs.n_tokens - 1].argmax()))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from toys import TOY, toy_model
 
-from herd.model.cache import Cache
+from herd.model.cache import PagedCache, Row
 from herd.model.config import ModelConfig, RopeScaling, to_hf
 from herd.model.hf import hf_name, write_hf
 from herd.model.published import published
@@ -105,13 +105,12 @@ def test_published_proportions_give_the_logits_of_transformers(pair: tuple[Trans
     assert 0.5 < wanted.std() < 2
     plain = model.logits(model(tokens, positions=positions))
     torch.testing.assert_close(plain, wanted, rtol=0, atol=1e-5)
-    cache = Cache(model.config, slots=2, capacity=count, dtype=torch.float32)
+    cache = PagedCache(model.config, blocks=count, block_size=1, dtype=torch.float32)
     pieces = []
     for start, end in pairwise((0, count // 2, count - 3, count - 2, count - 1, count)):  # prompt, more, single tokens
-        view = cache.view(torch.tensor([1]))
+        view = cache.view([Row(range(count), start, end - start)])
         given = None if span.startswith("0") else positions[:, start:end]  # a cache counts from 0 by itself
         pieces.append(model.logits(model(tokens[:, start:end], positions=given, cache=view)))
-        view.advance(torch.tensor([end - start]))
     torch.testing.assert_close(torch.cat(pieces, dim=1), wanted, rtol=0, atol=1e-5)
 
 
