@@ -163,8 +163,9 @@ def test_a_question_about_nobodys_words_is_refused(talk: str) -> None:
 class Says:
     """An engine that gives stated answers, its first id with a stated probability."""
 
-    def __init__(self, *answers: tuple[str, float]) -> None:
-        self.answers, self.asked = list(answers), []
+    def __init__(self, *answers: tuple[str, float], capacity: int = 10_000) -> None:
+        self.answers, self.capacity = list(answers), capacity
+        self.asked: list[Request] = []
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         self.asked += requests
@@ -203,6 +204,23 @@ def test_the_threshold_is_on_the_probability_of_unsafe(text: str, p: float, thre
     (verdict,) = judged((text, p), threshold=threshold)
     assert verdict.safe == safe
     assert verdict.hazards == (("S1",) if "S1" in text and not safe else ())
+
+
+def test_what_a_context_cannot_hold_is_judged_by_its_end_or_in_pieces() -> None:
+    old, new = Message("user", "a" * 300), Message("assistant", "b" * 100)
+    engine = Says(("safe", 0.9), capacity=300)
+    assert Guard(cast(Engine, engine), CODEC).classify([[old, new]])[0].safe
+    (asked,) = [CODEC.tokenizer.decode(request.prompt) for request in engine.asked]
+    assert "aaa" not in asked
+    assert "b" * 100 in asked
+    said = "".join(chr(0x4E00 + i) for i in range(400))  # every place different, three bytes each
+    engine = Says(*[("safe", 0.9)] * 7, ("unsafe\nS1", 0.8), *[("safe", 0.9)] * 20, capacity=300)
+    before, after = Message("user", "Hi"), Message("assistant", said)
+    assert Guard(cast(Engine, engine), CODEC).classify([[before, after]]) == [
+        Verdict(False, ("S1",), pytest.approx(0.8))
+    ]
+    pieces = [CODEC.tokenizer.decode(request.prompt) for request in engine.asked]
+    assert all(any(said[i : i + 5] in piece for piece in pieces) for i in range(len(said) - 5))
 
 
 @pytest.mark.parametrize("text", ["sure, here you go", "umbrella", "ok", "safe and sound"])

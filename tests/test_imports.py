@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HERD = [sys.executable, "-m", "herd"]
-VERBS = ["raise", "chat", "curate", "tokenizer", "pretrain", "distil", "sft", "dpo", "guard", "eval", "card"]
+VERBS = ["raise", "chat", "serve", "curate", "tokenizer", "pretrain", "distil", "sft", "dpo", "guard", "eval", "card"]
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from herd.base.hazards import PROMPT_HAZARDS
 from herd.base.messages import Message
@@ -10,6 +11,9 @@ from herd.engine.engine import Engine
 from herd.engine.request import Completion, Request, Sampling
 from herd.tokenizer.codec import DialogCodec
 from herd.tokenizer.guard_dialect import GuardForm, guard_dialog, read_answer
+
+_ROOM = 16  # tokens of a guard's answer
+_SPARE = 16
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,36 @@ class Guard:
     def classify(self, conversations: Sequence[Sequence[Message]]) -> list[Verdict]:
         """Return one verdict for each conversation, in order."""
         stop = frozenset(self._codec.tokenizer.stop_ids)
-        dialogs = [guard_dialog(messages, form=self._form, hazards=self._hazards) for messages in conversations]
-        requests = [Request(tuple(self._codec.prompt(d)), Sampling(max_tokens=16), stop) for d in dialogs]
-        return [self._verdict(completion) for completion in self._engine.generate(requests)]
+        prompts = [self._prompts(messages) for messages in conversations]
+        requests = [Request(tuple(prompt), Sampling(max_tokens=_ROOM), stop) for own in prompts for prompt in own]
+        verdicts = map(self._verdict, self._engine.generate(requests))
+        # what had to be judged in pieces is as bad as its worst piece
+        return [max(islice(verdicts, len(own)), key=lambda v: (not v.safe, v.p_unsafe)) for own in prompts]
+
+    def _prompts(self, messages: Sequence[Message]) -> list[list[int]]:
+        """Return what the guard is asked: one prompt, or several where its context can't hold even the last message.
+
+        The oldest messages are left out first. Pieces overlap by half.
+        """
+        talk = [message for message in messages if message.role in ("user", "assistant")]
+        room = self._engine.capacity - _ROOM
+        prompt = self._prompt(talk)
+        while len(prompt) > room and len(talk) > 1:
+            talk = talk[1:]
+            prompt = self._prompt(talk)
+        if len(prompt) <= room:
+            return [prompt]
+        encode, decode = self._codec.tokenizer.encode, self._codec.tokenizer.decode
+        role, ids = talk[-1].role, encode(talk[-1].content)
+        # a piece's ends may be encoded anew: a little is kept free for that
+        size = room - len(self._prompt([Message(role, "")])) - _SPARE
+        if size < 2:
+            return [prompt]  # the engine says what is wrong
+        pieces = (ids[start : start + size] for start in range(0, len(ids) - size // 2, size // 2))
+        return [self._prompt([Message(role, decode(piece))]) for piece in pieces]
+
+    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+        return self._codec.prompt(guard_dialog(messages, form=self._form, hazards=self._hazards))
 
     def _verdict(self, completion: Completion) -> Verdict:
         first = completion.tokens[0]

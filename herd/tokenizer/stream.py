@@ -13,15 +13,21 @@ from herd.tokenizer.tool_dialects import CallFinder, read_tagged
 
 
 class OutputStream:
-    """Reads what follows an open assistant header. Text that may yet become a call is held back."""
+    """Reads what follows an open assistant header. Text that may yet become a call is held back.
 
-    def __init__(self, codec: DialogCodec, *, tools: Iterable[Tool] = ()) -> None:
+    calls: False where nobody offered a tool: then all text is content, whatever it looks like.
+    """
+
+    def __init__(self, codec: DialogCodec, *, tools: Iterable[Tool] = (), calls: bool = True) -> None:
         if codec.layout.reading != "exact":
             raise ConfigError("a stream can't be read the official way, which drops text already shown: use 'exact'")
         self._tokenizer = codec.tokenizer
         self._names = [tool.name for tool in tools]
         self._decoder = StreamDecoder(self._tokenizer)
         self._finder = CallFinder(self._names)
+        self._calls = calls
+        if not calls:
+            self._finder.release()
         self._given: list[str] = []
         self._tagged: list[str] | None = None
         self._stop: Stop | None = None
@@ -35,14 +41,18 @@ class OutputStream:
         if token_id in self._tokenizer.stop_ids:
             self._stop = stop_of(self._tokenizer, token_id)
             return ""
-        if self._tagged is not None:
-            self._tagged.append(self._decoder.push(token_id))
-            return ""
-        if token_id == self._tokenizer.python_tag_id:
+        if self._tagged is None and self._calls and token_id == self._tokenizer.python_tag_id:
             self._tagged = []
             text = self._opened(self._decoder.flush(), final=True)
             return self._note(self._finder.push(text) + self._finder.release())
-        return self._note(self._finder.push(self._opened(self._decoder.push(token_id))))
+        return self.push_text(self._decoder.push(token_id))
+
+    def push_text(self, text: str) -> str:
+        """Take text that the caller decoded from ids itself, so as to cut it at a stop string; see `push`."""
+        if self._tagged is not None:
+            self._tagged.append(text)
+            return ""
+        return self._note(self._finder.push(self._opened(text)))
 
     def finish(self) -> tuple[str, Parsed]:
         """Return the text not given out yet, and the whole output read."""
