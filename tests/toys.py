@@ -1,13 +1,17 @@
 """Toy models, shards and feeds that several test files share: small, seeded, float32."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from herd.model.config import ModelConfig
+from herd.model.hf import write_hf
+from herd.model.source import WeightsSource
 from herd.model.transformer import Transformer
+from herd.model.weights import write_hf_configs
 from herd.tokenizer.bpe import Tokenizer
 from herd.tokenizer.shards import TokenShards, write_shards
 from herd.train.batch import Example
@@ -69,3 +73,17 @@ def optim(**changes: float | int | str) -> OptimConfig:
 def byte_tokenizer() -> Tokenizer:
     """Return the tokenizer without merges: 256 bytes and 256 special tokens."""
     return Tokenizer({bytes((byte,)): byte for byte in range(256)})
+
+
+def save_model(
+    weights: Mapping[str, Tensor],
+    config: ModelConfig,
+    folder: Path,
+    *,
+    bos_id: int,
+    eos_ids: list[int],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write weights, by herd's names, and the configs of a Hugging Face directory."""
+    write_hf(WeightsSource(weights, config), folder, dtype=dtype)
+    write_hf_configs(config, folder, bos_id=bos_id, eos_ids=eos_ids, dtype=dtype)

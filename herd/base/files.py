@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from herd.base.errors import RunError
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -18,6 +21,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def check_disk(target: Path, need: float, *, remedy: str) -> None:
+    """Raise RunError when the disk that `target` will lie on has fewer than `need` bytes free."""
+    place = target.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise RunError(
+            f"{target}: writes up to {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; {remedy}"
+        )
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:

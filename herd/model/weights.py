@@ -1,18 +1,16 @@
 """Model folders: Hugging Face's or Meta's in, a Hugging Face directory out, and no pickle is ever executed."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from herd.base.errors import DataError
 from herd.base.files import write_atomic
 from herd.model.config import ModelConfig, from_hf, to_hf
-from herd.model.hf import HFSource, write_hf
+from herd.model.hf import HFSource
 from herd.model.meta import PARAMS, MetaSource, meta_config
-from herd.model.source import Source, WeightsSource
+from herd.model.source import Source
 from herd.model.transformer import Transformer
 
 
@@ -55,24 +53,6 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: torc
     if source.config.tie_embeddings:
         model.output.weight = model.tok_embeddings.weight
     return model
-
-
-def save_model(
-    weights: Mapping[str, Tensor],
-    config: ModelConfig,
-    folder: Path,
-    *,
-    bos_id: int,
-    eos_ids: list[int],
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write `model.safetensors`, `config.json` and `generation_config.json`, each whole or not at all.
-
-    `weights` go by herd's parameter names; a tied output matrix is left out.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_hf(WeightsSource(weights, config), folder, dtype=dtype)
-    write_hf_configs(config, folder, bos_id=bos_id, eos_ids=eos_ids, dtype=dtype)
 
 
 def write_hf_configs(config: ModelConfig, folder: Path, *, bos_id: int, eos_ids: list[int], dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from herd import __version__
 from herd.base.errors import RunError
-from herd.base.files import write_atomic
+from herd.base.files import check_disk, write_atomic
 from herd.base.progress import Progress
 from herd.data.extras import available
 from herd.model.config import ModelConfig
@@ -56,7 +56,7 @@ def export(model: ModelFolder, target: Path, plan: Plan, progress: Progress) -> 
     source = open_source(model.path)
     dtype = plan.dtype or source.dtype(source.names()[0])
     need = sum(torch.Size(source.shape(name)).numel() for name in source.names()) * dtype.itemsize + _BESIDE_WEIGHTS
-    check_disk(target, need)
+    check_disk(target, need, remedy="free some or choose another --to")
     written: list[str] = []
 
     def advance(name: str) -> None:
@@ -85,19 +85,6 @@ def export(model: ModelFolder, target: Path, plan: Plan, progress: Progress) -> 
         write_atomic(folder / REPORT, json.dumps(report, indent=2) + "\n")
         folder.rename(target)
     return report
-
-
-def check_disk(target: Path, need: int) -> None:
-    """Raise RunError when the disk can't hold `need` bytes."""
-    place = target.absolute().parent
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < need:
-        raise RunError(
-            f"{target}: writes {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
-            "free some or choose another --to"
-        )
 
 
 @contextmanager

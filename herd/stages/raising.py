@@ -8,6 +8,7 @@ from typing import Any
 
 from herd.base.config import validate
 from herd.base.errors import RunError
+from herd.base.files import check_disk
 from herd.base.progress import Progress
 from herd.base.run import RunFolder
 from herd.stages.recipe import Recipe
@@ -107,7 +108,8 @@ def raise_herd(recipe: Recipe, folder: Path, progress: Progress, *, only: str | 
         run.claim(
             recipe.model_dump(mode="json"), lambda old: validate(Recipe, old, where=where).model_dump(mode="json")
         )
-        check_disk(recipe, folder)
+        remedy = "free some, choose another --run, or take less text (curate.share, curate.max_megabytes)"
+        check_disk(folder, disk_need(recipe), remedy=remedy)
         context = Context(recipe, run, progress)
         for step in steps(recipe):
             if only is None or step.verb == only:
@@ -146,18 +148,3 @@ def _corpus_bytes(recipe: Recipe) -> float:
     files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else []
     # compressed text grows about fourfold
     return sum(f.stat().st_size * (4 if f.suffix in (".gz", ".zst", ".parquet") else 1) for f in files if f.is_file())
-
-
-def check_disk(recipe: Recipe, folder: Path) -> None:
-    """Raise RunError when the disk can't hold what the run would write."""
-    import shutil
-
-    need, place = disk_need(recipe), folder
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < need:
-        raise RunError(
-            f"{folder}: this run writes up to {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
-            "free some, choose another --run, or take less text (curate.share, curate.max_megabytes)"
-        )

@@ -5,7 +5,7 @@ logits     of every place of the probe texts          greedy    the tokens that 
 ids        of probe strings in eight languages         template  dialogs rendered by the exported Jinja template
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,8 +158,3 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
 def _same(found: Any, wanted: Any, what: str) -> None:
     if found != wanted:
         raise RunError(f"the export doesn't match its source: {what} came out as {found!r:.80}, not {wanted!r:.80}")
-
-
-def describe(found: Mapping[str, Any]) -> list[str]:
-    """Return one line for each thing compared."""
-    return [f"{name}: {text}" for name, text in found.items()]

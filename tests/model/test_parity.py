@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toys import TOY, toy_model
+from toys import TOY, save_model, toy_model
 
 from herd.model.cache import PagedCache, Row
 from herd.model.config import ModelConfig, RopeScaling, to_hf
@@ -18,7 +18,7 @@ from herd.model.hf import hf_name, write_hf
 from herd.model.published import published
 from herd.model.source import WeightsSource
 from herd.model.transformer import Transformer
-from herd.model.weights import load_model, save_model, write_hf_configs
+from herd.model.weights import load_model, write_hf_configs
 
 transformers = pytest.importorskip("transformers")
 

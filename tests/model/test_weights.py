@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toys import TOY, toy_model
+from toys import TOY, save_model, toy_model
 
 from herd.base.errors import DataError, HerdError
 from herd.model.config import RopeScaling
-from herd.model.weights import load_config, load_model, save_model
+from herd.model.weights import load_config, load_model
 
 
 @pytest.fixture
