@@ -7,7 +7,6 @@ Not for several threads: who serves many gives the engine one of its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from herd.base.errors import HerdError
 from herd.engine.blocks import BlockPool
 from herd.engine.request import Completion, Event, FinishReason, Request, Stats, Token
-from herd.engine.runner import Runner, score
+from herd.engine.runner import Runner, TorchRunner
 from herd.engine.sampler import choose
 from herd.engine.scheduler import Scheduler
 from herd.engine.sequence import Sequence as InFlight
@@ -54,9 +53,9 @@ class Engine:
                 f"block_size {block_size}, max_running {max_running}, prefill_chunk {prefill_chunk}: must be 1 or more"
             )
         self.model = model.eval()
-        self._block_size, self._tokenizer = block_size, tokenizer
+        self._tokenizer = tokenizer
         if blocks is None:
-            blocks = self._default_blocks(memory, max_running)
+            blocks = self._default_blocks(memory, max_running, block_size)
         if blocks < 1:
             raise HerdError("a key/value cache without a block can't hold a request; give it more memory")
         pool = BlockPool(blocks)
@@ -64,25 +63,21 @@ class Engine:
         self._scheduler = Scheduler(
             pool, block_size=block_size, max_running=max_running, chunk=prefill_chunk, reuse=prefix_reuse
         )
+        self._runner: Runner = TorchRunner(model, blocks=blocks, block_size=block_size)
         self._in_flight: dict[int, InFlight] = {}
         self._timed: dict[int, InFlight] = {}
         self._events: list[Event] = []  # still to be given out by `step`
         self._handles = self._prompt_tokens = self._tokens = 0
 
-    def _default_blocks(self, memory: int | None, max_running: int) -> int:
+    def _default_blocks(self, memory: int | None, max_running: int, block_size: int) -> int:
         parameter, config = next(self.model.parameters()), self.model.config
-        size = self._block_size * bytes_per_token(config, parameter.dtype)
+        size = block_size * bytes_per_token(config, parameter.dtype)
         if memory is not None:
             if memory < size:
                 raise HerdError(f"a cache of {memory:,} bytes holds no block of {size:,}; give it more memory")
             return memory // size
-        wanted = max_running * -(-config.max_positions // self._block_size)
+        wanted = max_running * -(-config.max_positions // block_size)
         return min(wanted, int(_SHARE * free_memory_bytes(parameter.device)) // size)
-
-    @cached_property
-    def _runner(self) -> Runner:
-        # made with the first request: whoever only scores needs no cache
-        return Runner(self.model, blocks=self._scheduler.pool.total, block_size=self._block_size)
 
     def submit(self, request: Request) -> int:
         """Queue a request; its events carry the returned handle. Raises HerdError on one that can't be answered."""
@@ -147,11 +142,12 @@ class Engine:
         self, sequences: Sequence[Sequence[int]], *, on_done: Callable[[int], None] = lambda done: None
     ) -> list[list[float]]:
         """Return log p(id | ids before it) for every id but the first of each sequence."""
-        return score(self.model, sequences, on_done=on_done)
+        return self._runner.score(sequences, on_done=on_done)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take new weights, by the model's own parameter names; what is in flight goes on with them from here."""
         self.model.load_state_dict(dict(weights), strict=not self.model.config.tie_embeddings)
+        self._runner.refresh()
         self._scheduler.restart()
 
     def _check(self, request: Request) -> None:

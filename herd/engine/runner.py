@@ -1,6 +1,8 @@
 """The model's part of a round: ids of many sequences in one pass, scores and log-probabilities out."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,32 +15,58 @@ _SCORED_PLACES = 8192
 _SCORED_AT_ONCE = 512  # rows of scores in memory
 
 
-class Runner:
-    """Runs shares through a model and the cache of its keys and values."""
-
-    def __init__(self, model: Transformer, *, blocks: int, block_size: int) -> None:
-        parameter = next(model.parameters())
-        self._model = model
-        self._cache = PagedCache(
-            model.config, blocks=blocks, block_size=block_size, dtype=parameter.dtype, device=parameter.device
-        )
+class Runner(Protocol):
+    """A model and the cache of its keys and values, on some kind of machine."""
 
     def run(self, shares: Sequence[Share]) -> Tensor:
-        """Run each share; return float32 scores [b, vocab] after the last id of each complete one.
+        """Run each share; return float32 scores [b, vocab] after the last `scored` ids of each, in their order.
 
         Log-probabilities of prompt ids that are due are added to their sequences.
         """
+
+    def score(self, sequences: Sequence[Sequence[int]], *, on_done: Callable[[int], None]) -> list[list[float]]:
+        """Return log p(id | ids before it) for every id but the first of each sequence."""
+
+    def refresh(self) -> None:
+        """Take note that the model's weights were changed in place."""
+
+
+class TorchRunner:
+    """Runs the model itself: any device, any number format, any change of its weights."""
+
+    def __init__(self, model: Transformer, *, blocks: int, block_size: int) -> None:
+        self._model, self._blocks, self._block_size = model, blocks, block_size
+
+    @cached_property
+    def _cache(self) -> PagedCache:
+        # made with the first request: whoever only scores needs none
+        parameter = next(self._model.parameters())
+        return PagedCache(
+            self._model.config,
+            blocks=self._blocks,
+            block_size=self._block_size,
+            dtype=parameter.dtype,
+            device=parameter.device,
+        )
+
+    def run(self, shares: Sequence[Share]) -> Tensor:
+        """Run each share in one pass over all."""
         rows, ids, lasts = [], [], []
         for share in shares:
-            sequence, end = share.sequence, share.sequence.stored + share.count
-            rows.append(Row(sequence.table, sequence.stored, share.count))
-            ids += sequence.ids[sequence.stored : end]
-            if share.complete:
-                lasts.append(len(ids) - 1)
+            rows.append(Row(share.sequence.table, share.sequence.stored, share.count))
+            ids += share.ids
+            lasts += range(len(ids) - share.scored, len(ids))
         tokens = torch.tensor([ids], device=self._cache.keys.device)
         hidden_te = self._model(tokens, cache=self._cache.view(rows))[0]
         self._note_prompts(hidden_te, shares)
         return self._model.logits(hidden_te[lasts]).float()
+
+    def score(self, sequences: Sequence[Sequence[int]], *, on_done: Callable[[int], None]) -> list[list[float]]:
+        """Score them without a cache, those of like length together."""
+        return score(self._model, sequences, on_done=on_done)
+
+    def refresh(self) -> None:
+        """Do nothing: the model is read anew in each round."""
 
     def _note_prompts(self, hidden_te: Tensor, shares: Sequence[Share]) -> None:
         first = 0

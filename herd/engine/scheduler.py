@@ -28,6 +28,16 @@ class Share:
         """Whether the next token comes with it."""
         return self.count == self.sequence.pending
 
+    @property
+    def ids(self) -> list[int]:
+        """The ids to run."""
+        return self.sequence.ids[self.sequence.stored : self.sequence.stored + self.count]
+
+    @property
+    def scored(self) -> int:
+        """Scores after how many of its last ids are wanted."""
+        return int(self.complete)
+
 
 class Scheduler:
     """Divides `pool` among sequences; at most `max_running` at once, and `chunk` ids of prompts a round."""
