@@ -77,7 +77,7 @@ def find_model(path: Path) -> Path:
 def refuse_quantised(folder: Path) -> None:
     """Raise ConfigError where a model that is to be trained is quantised."""
     if is_quantised(folder):
-        raise ConfigError(f"{folder}: its weights are quantised, and training needs the original ones; name their folder")
+        raise ConfigError(f"{folder}: its weights are quantised, and training needs the original ones")
 
 
 def open_folder(path: Path) -> ModelFolder:
