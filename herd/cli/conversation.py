@@ -12,6 +12,7 @@ from herd.engine.engine import Engine
 from herd.engine.request import Request, Sampling
 from herd.guard.classifier import Guard, Verdict
 from herd.guard.shield import REFUSAL
+from herd.model.quant import NumberFormat
 from herd.runtime.config import RuntimeConfig
 from herd.runtime.device import set_up
 from herd.stages.models import open_engine, open_folder, open_guard
@@ -96,11 +97,17 @@ def _named(verdict: Verdict) -> str:
 
 
 def open_conversation(
-    path: Path, *, sibling: str | None = None, base: bool = False, guarded: bool = True, guard: Path | None = None
+    path: Path,
+    *,
+    sibling: str | None = None,
+    base: bool = False,
+    guarded: bool = True,
+    guard: Path | None = None,
+    quant: NumberFormat | None = None,
 ) -> Conversation:
     """Open a model of a run folder, or any model folder, with the guard at `guard` or that of the run.
 
-    Raises RunError naming what the run has.
+    quant: the number format of the model's weights, not the guard's. Raises RunError naming what the run has.
     """
     runtime = RuntimeConfig()
     if (path / "recipe.yaml").is_file():
@@ -112,7 +119,8 @@ def open_conversation(
     if guard is None and model.run is not None and (model.run / "guard/config.json").exists():
         guard = model.run / "guard"
     opened = open_guard(guard, machine) if guard is not None and guarded and not base else None
-    return Conversation(model.name, open_engine(model.path, machine, slots=1), model.codec, base, opened)
+    engine = open_engine(model.path, machine, slots=1, quant=quant)
+    return Conversation(model.name, engine, model.codec, base, opened)
 
 
 def _chosen(run: Path, recipe: Recipe, *, sibling: str | None, base: bool) -> str:

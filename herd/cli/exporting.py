@@ -41,15 +41,19 @@ def export_command(
     form: FormatOption = "hf",
     mp: Annotated[int, typer.Option("--mp", help="Model-parallel ranks of Meta's format: 1, 2, 4, 8 or 16.")] = 1,
     dtype: DtypeOption = None,
+    quant: Annotated[
+        str | None, typer.Option("--quant", help="int8 or int4: quantise the layers (hf only).", show_default=False)
+    ] = None,
     no_verify: VerifyOption = False,
 ) -> None:
     """Write a model for others to run; it gets its name only when it was reloaded and matched its source."""
-    plan = _plan(form, mp, dtype, no_verify)
+    plan = _plan(form, mp, dtype, no_verify, quant)
     _export(model, to, plan)
 
 
-def _plan(form: str, mp: int, dtype: str | None, no_verify: bool) -> "Plan":
+def _plan(form: str, mp: int, dtype: str | None, no_verify: bool, quant: str | None = None) -> "Plan":
     from herd.base.errors import ConfigError
+    from herd.model.quant import quant_format
     from herd.stages.export import DTYPES, FORMATS, Plan
 
     if form not in FORMATS:
@@ -58,7 +62,8 @@ def _plan(form: str, mp: int, dtype: str | None, no_verify: bool) -> "Plan":
         raise ConfigError(f"--dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if mp not in (1, 2, 4, 8, 16) or (mp > 1 and form != "meta"):
         raise ConfigError(f"--mp {mp}: 1, 2, 4, 8 or 16, and only with --format meta")
-    return Plan(FORMATS[form], mp, DTYPES[dtype] if dtype else None, not no_verify)
+    chosen = quant_format(quant) if quant else None
+    return Plan(FORMATS[form], mp, DTYPES[dtype] if dtype else None, not no_verify, chosen)
 
 
 def _export(path: Path, to: Path | None, plan: "Plan") -> None:
@@ -67,7 +72,7 @@ def _export(path: Path, to: Path | None, plan: "Plan") -> None:
     from herd.stages.models import open_folder
 
     model = open_folder(path)
-    target = to or Path(f"{model.slug}-{plan.format}")
+    target = to or Path(f"{model.slug}-{plan.quant or plan.format}")
     with display(["write", *(["verify"] if plan.verified else [])]) as progress:
         report = export(model, target, plan, progress)
     if isinstance(report["verified"], bool):

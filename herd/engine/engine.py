@@ -145,8 +145,12 @@ class Engine:
         return self._runner.score(sequences, on_done=on_done)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take new weights, by the model's own parameter names; what is in flight goes on with them from here."""
-        self.model.load_state_dict(dict(weights), strict=not self.model.config.tie_embeddings)
+        """Take new weights, by the model's own parameter names; what is in flight goes on with them from here.
+
+        Float weights of layers that are quantised here are quantised again.
+        """
+        tied = {"output.weight": weights["tok_embeddings.weight"]} if self.model.config.tie_embeddings else {}
+        self.model.load_state_dict({**tied, **weights})
         self._runner.refresh()
         self._scheduler.restart()
 

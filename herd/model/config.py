@@ -144,8 +144,6 @@ def from_hf(values: Any, *, where: str) -> ModelConfig:
 def _check_mathematics(values: dict[str, Any], where: str) -> None:
     if values.get("hidden_act", "silu") != "silu" or values.get("attention_bias") or values.get("mlp_bias"):
         raise ConfigError(f"{where}: hidden_act must be 'silu' and biases off")
-    if values.get("quantization_config"):
-        raise ConfigError(f"{where}: quantization_config: herd reads unquantised weights; take the original ones")
     if missing := [key for key in _NEEDED if key not in values]:
         raise ConfigError(f"{where}: key {', '.join(missing)} is missing")
     known = {*_NEEDED, *_READ, *_DESCRIBING}
@@ -191,6 +189,7 @@ _READ = (
     "rms_norm_eps",
     "max_position_embeddings",
     "tie_word_embeddings",
+    "quantization_config",  # by model/quant_files.py
 )
 # Keys that say nothing of what the forward pass computes: where the file came from, training, generation, labels.
 _DESCRIBING = (

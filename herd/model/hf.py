@@ -1,9 +1,10 @@
 """Hugging Face's model directories: names, sharded safetensors with an index, and the same written in a stream."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,12 @@ from torch import Tensor
 from herd.base.errors import DataError
 from herd.base.files import write_atomic
 from herd.model.config import ModelConfig
-from herd.model.source import Shape, Source, check_tensors, expected_shapes
+from herd.model.packing import Packing
+from herd.model.quant_files import Scheme, quantization_config
+from herd.model.source import Shape, Source, check_tensors, expected_shapes, linear_shapes
 from herd.model.tensorfile import Entry, read, safetensors_entries, write_safetensors
+
+Kind = tuple[Shape, torch.dtype]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
@@ -34,18 +39,21 @@ _BUFFER = ".rotary_emb.inv_freq"  # older files carry the table, which is comput
 
 def hf_name(name: str) -> str:
     """Return Hugging Face's name of one of herd's parameters."""
-    stem = name.removesuffix(".weight")
+    stem, part = name.rsplit(".", 1)
     if stem.startswith("layers."):
         _, layer, rest = stem.split(".", 2)
-        return f"model.layers.{layer}.{_LAYER[rest]}.weight"
-    return f"{_TOP[stem]}.weight"
+        return f"model.layers.{layer}.{_LAYER[rest]}.{part}"
+    return f"{_TOP[stem]}.{part}"
 
 
 class HFSource:
     """The weights of a Hugging Face directory."""
 
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
-        """Read the files' headers. Raises DataError naming a damaged file or a missing, surplus or misshapen tensor."""
+    def __init__(self, folder: Path, config: ModelConfig, schemes: Iterable[Scheme] = ()) -> None:
+        """Read the files' headers. Raises DataError naming a damaged file or a missing, surplus or misshapen tensor.
+
+        schemes: how matrices may be quantised, from the folder's config.json.
+        """
         self.config = config
         self._entries: dict[str, Entry] = {}
         for file in _files(folder):
@@ -59,11 +67,35 @@ class HFSource:
         found = {name: e.shape for name, e in self._entries.items() if not name.endswith(_BUFFER)}
         if config.tie_embeddings:
             found.pop("lm_head.weight", None)  # transformers doesn't read it either
-        wanted = {hf_name(name): shape for name, shape in expected_shapes(config).items()}
-        check_tensors(found, wanted, where=folder, config_name="config.json")
+        plan = _plan(found, config, tuple(schemes), where=folder)
+        expected = expected_shapes(config, plan)
+        check_tensors(
+            found, {hf_name(name): s for name, s in expected.items()}, where=folder, config_name="config.json"
+        )
+        self._names = list(expected)
+        self._check_numbers(plan)
+
+    def _check_numbers(self, plan: dict[str, Packing]) -> None:
+        """Compare number formats, and the shapes that quantised matrices carry. Raises DataError."""
+        shapes = linear_shapes(self.config)
+        packed = {f"{n}.{part}": kind[1] for n, p in plan.items() for part, kind in p.tensors(shapes[n]).items()}
+        for name in self._names:
+            entry, wanted = self._entry(name), packed.get(name)
+            if entry.dtype != wanted if wanted else not entry.dtype.is_floating_point:
+                wanted_name = str(wanted or "a float").removeprefix("torch.")
+                raise DataError(
+                    f"{entry.file}: {hf_name(name)} is {str(entry.dtype).removeprefix('torch.')}, not {wanted_name}; "
+                    "herd reads no such weights"
+                )
+        for name in plan:
+            if (stored := self.read(f"{name}.weight_shape").tolist()) != list(shapes[name]):
+                raise DataError(
+                    f"{self._entry(f'{name}.weight_shape').file}: {hf_name(f'{name}.weight_shape')} holds {stored}, "
+                    f"config.json says {list(shapes[name])}"
+                )
 
     def names(self) -> list[str]:
-        return list(expected_shapes(self.config))
+        return list(self._names)
 
     def shape(self, name: str) -> Shape:
         return self._entry(name).shape
@@ -76,6 +108,36 @@ class HFSource:
 
     def _entry(self, name: str) -> Entry:
         return self._entries[hf_name(name)]
+
+
+def _plan(
+    found: dict[str, Shape], config: ModelConfig, schemes: tuple[Scheme, ...], *, where: Path
+) -> dict[str, Packing]:
+    """Return which linear layers are packed in files, each by the scheme that its tensors' shapes agree with.
+
+    Where none agrees it is by the first, so that the tensors are found misshapen.
+    """
+    plan = {}
+    for name, (n, k) in linear_shapes(config).items() if schemes else ():
+        if hf_name(f"{name}.weight_packed") not in found:
+            continue
+        packings = [p for p in (Packing(bits, group or k) for bits, group in schemes) if p.fits(k)]
+        if not packings:
+            raise DataError(f"{where}: {hf_name(f'{name}.weight_packed')}: no group of config.json divides {k}")
+
+        def agrees(packing: Packing, name: str = name, shape: Shape = (n, k)) -> bool:
+            return all(found.get(hf_name(f"{name}.{part}")) == s for part, (s, _) in packing.tensors(shape).items())
+
+        plan[name] = next(filter(agrees, packings), packings[0])
+    return plan
+
+
+def hf_quantization(plan: dict[str, Packing], config: ModelConfig) -> dict[str, Any]:
+    """Return the `quantization_config` of a plan that treats all layers alike."""
+    names = [name for name in linear_shapes(config) if name.startswith("layers.0.")]
+    kinds = {name: hf_name(f"{name}.weight").split(".")[-2] for name in names}
+    packed = {kinds[name]: plan[name] for name in names if name in plan}
+    return quantization_config(packed, [kinds[name] for name in names if name not in plan])
 
 
 def _files(folder: Path) -> list[Path]:
@@ -122,29 +184,36 @@ def write_hf(
         advance(names[name])
         return tensor
 
-    shards = _shards({theirs: source.shape(ours) for theirs, ours in names.items()}, dtype, max_shard_bytes)
+    kinds = {theirs: (source.shape(ours), written_as(source, ours, dtype)) for theirs, ours in names.items()}
+    shards = _shards(kinds, max_shard_bytes)
     weight_map = {}
-    for number, shapes in enumerate(shards, start=1):
+    for number, shard in enumerate(shards, start=1):
         name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         temporary = folder / f".{name}.tmp"
-        write_safetensors(temporary, shapes, dtype, produce)
+        write_safetensors(temporary, shard, produce)
         temporary.replace(folder / name)
-        weight_map |= dict.fromkeys(shapes, name)
+        weight_map |= dict.fromkeys(shard, name)
     if len(shards) > 1:
-        size = sum(prod(shape) for shapes in shards for shape in shapes.values()) * dtype.itemsize
+        size = sum(prod(shape) * dtype.itemsize for shape, dtype in kinds.values())
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_atomic(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def _shards(shapes: dict[str, Shape], dtype: torch.dtype, limit: int) -> list[dict[str, Shape]]:
+def written_as(source: Source, name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the number format of a tensor when floats are written as `dtype`: integers stay."""
+    own = source.dtype(name)
+    return dtype if own.is_floating_point else own
+
+
+def _shards(kinds: dict[str, Kind], limit: int) -> list[dict[str, Kind]]:
     """Cut the tensors, in order, into groups of at most `limit` bytes (a larger tensor alone)."""
-    groups: list[dict[str, Shape]] = [{}]
+    groups: list[dict[str, Kind]] = [{}]
     size = 0
-    for name, shape in shapes.items():
+    for name, (shape, dtype) in kinds.items():
         n_bytes = prod(shape) * dtype.itemsize
         if groups[-1] and size + n_bytes > limit:
             groups.append({})
             size = 0
-        groups[-1][name] = shape
+        groups[-1][name] = shape, dtype
         size += n_bytes
     return groups

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from herd.base.errors import DataError
 from herd.model.config import ModelConfig
+from herd.model.packing import Packing
 
 Shape = tuple[int, ...]
 
 
 class Source(Protocol):
-    """A whole model's weights, one tensor at a time. A tied output matrix is left out of `names`."""
+    """A whole model's weights, one tensor at a time. A tied output matrix is left out of `names`.
+
+    A quantised matrix is three tensors: `weight_packed`, `weight_scale` and `weight_shape` instead of `weight`.
+    """
 
     config: ModelConfig
 
@@ -58,8 +62,11 @@ class WeightsSource:
         return self._weights[name].detach().to("cpu")
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Return the shape of every parameter that a config asks for, by herd's names, the tied output left out."""
+def expected_shapes(config: ModelConfig, plan: Mapping[str, Packing] | None = None) -> dict[str, Shape]:
+    """Return the shape of every parameter that a config asks for, by herd's names, the tied output left out.
+
+    plan: the linear layers that are quantised.
+    """
     dim, head = config.dim, config.head_size
     shapes: dict[str, Shape] = {"tok_embeddings.weight": (config.vocab_size, dim)}
     for layer in range(config.n_layers):
@@ -78,7 +85,24 @@ def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     shapes["norm.weight"] = (dim,)
     if not config.tie_embeddings:
         shapes["output.weight"] = (config.vocab_size, dim)
-    return shapes
+    return _with_packed(shapes, plan) if plan else shapes
+
+
+def _with_packed(shapes: Mapping[str, Shape], plan: Mapping[str, Packing]) -> dict[str, Shape]:
+    found: dict[str, Shape] = {}
+    for name, shape in shapes.items():
+        owner = name.removesuffix(".weight")
+        if owner in plan:
+            found |= {f"{owner}.{part}": kind[0] for part, kind in plan[owner].tensors(shape).items()}
+        else:
+            found[name] = shape
+    return found
+
+
+def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return the shapes [n, k] of the linear layers by name: all matrices but the embedding, a tied output left out."""
+    shapes = {name.removesuffix(".weight"): shape for name, shape in expected_shapes(config).items()}
+    return {name: (s[0], s[1]) for name, s in shapes.items() if len(s) == 2 and name != "tok_embeddings"}
 
 
 def check_tensors(found: Mapping[str, Shape], wanted: Mapping[str, Shape], *, where: Path, config_name: str) -> None:

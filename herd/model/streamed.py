@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from herd.model.attention import Step
 from herd.model.norm import RMSNorm
+from herd.model.quant import replace_linears, stored_plan
 from herd.model.rope import inverse_frequencies, rotation_table
 from herd.model.source import Source
 from herd.model.transformer import Block
+
+_PACKED = ("_packed", "_scale", "_shape")
 
 
 @torch.inference_mode()
@@ -32,7 +35,7 @@ def streamed_logits(
     def take(name: str) -> Tensor:
         tensor = source.read(name)
         look(name, tensor)
-        return tensor.to(dtype)
+        return tensor if name.endswith(_PACKED) else tensor.to(dtype)
 
     config = source.config
     embedding = take("tok_embeddings.weight")
@@ -41,11 +44,14 @@ def streamed_logits(
         del embedding
     positions = torch.arange(tokens_bt.shape[1]).expand_as(tokens_bt)
     step = Step(*rotation_table(inverse_frequencies(config), positions), (None,), None)
+    plan, names = stored_plan(source), source.names()
     for layer in range(config.n_layers):
+        place = f"layers.{layer}."
         with torch.device("meta"):
             block = Block(config, layer)
-        names = [name for name, _ in block.named_parameters()]
-        block.load_state_dict({name: take(f"layers.{layer}.{name}") for name in names}, assign=True)
+        replace_linears(block, {n.removeprefix(place): p for n, p in plan.items() if n.startswith(place)})
+        own = [name for name in names if name.startswith(place)]
+        block.load_state_dict({name.removeprefix(place): take(name) for name in own}, assign=True)
         x_bte = block(x_bte, step)
     norm = RMSNorm(config.dim, eps=config.norm_eps)
     norm.weight = nn.Parameter(take("norm.weight"), requires_grad=False)

@@ -26,7 +26,8 @@ from herd.base.errors import DataError
 
 Shape = tuple[int, ...]
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = _FLOATS | {"I32": torch.int32, "I64": torch.int64}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _ALIGNMENT = 8
 _CHUNK = 1 << 20  # at once: for 8 MiB Linux seeks larger blocks of free memory, and took up to four times as long
@@ -144,7 +145,7 @@ def _records(file: Path) -> dict[int, int]:
 def _pth_entry(file: Path, name: object, value: object, sizes: Mapping[int, int]) -> Entry:
     if not isinstance(name, str) or not name.isprintable() or not isinstance(value, Tensor):
         raise DataError(f"{file}: entry {name!r:.80} is not a tensor with a name")
-    if value.dtype not in _CODES:
+    if value.dtype not in _FLOATS.values():
         raise DataError(f"{file}: tensor {name} is {value.dtype}, a format herd doesn't read")
     if not value.is_contiguous():
         raise DataError(f"{file}: tensor {name} is stored with strides {tuple(value.stride())}, not row by row")
@@ -156,12 +157,12 @@ def _pth_entry(file: Path, name: object, value: object, sizes: Mapping[int, int]
 
 
 def write_safetensors(
-    file: Path, shapes: Mapping[str, Shape], dtype: torch.dtype, produce: Callable[[str], Tensor]
+    file: Path, kinds: Mapping[str, tuple[Shape, torch.dtype]], produce: Callable[[str], Tensor]
 ) -> None:
-    """Write a .safetensors file, asking `produce` for one tensor after another, in the order of `shapes`."""
+    """Write a .safetensors file, asking `produce` for one tensor after another, in the order of `kinds`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in shapes.items():
+    for name, (shape, dtype) in kinds.items():
         start, end = end, end + prod(shape) * dtype.itemsize
         header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -170,7 +171,7 @@ def write_safetensors(
     with file.open("wb") as handle:
         handle.write(struct.pack("<Q", len(text)) + text)
         handle.flush()
-        for name, shape in shapes.items():
+        for name, (shape, dtype) in kinds.items():
             _put(handle.fileno(), produce(name), Entry(file, dtype, shape, start))
             start += prod(shape) * dtype.itemsize
         os.fsync(handle.fileno())

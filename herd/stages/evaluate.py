@@ -12,6 +12,7 @@ from herd.base.progress import Progress
 from herd.eval.runner import Score, bits_per_byte, run_task
 from herd.eval.subject import Subject
 from herd.guard.shield import Shield
+from herd.model.quant import NumberFormat
 from herd.runtime.config import RuntimeConfig
 from herd.runtime.device import set_up
 from herd.stages.models import open_engine, open_folder, open_shield
@@ -45,11 +46,13 @@ def run(context: Context, key: str) -> Outcome:
     return Outcome({"model": folder, "scores": count}, (f"scores/{folder}",))
 
 
-def score_elsewhere(path: Path, items: Path, target: Path, progress: Progress, *, chat: bool) -> Ledger:
+def score_elsewhere(
+    path: Path, items: Path, target: Path, progress: Progress, *, chat: bool, quant: NumberFormat | None = None
+) -> Ledger:
     """Score any model on the items of a run: a ledger of scores in `target`, every item beside it.
 
-    `chat` says whether dialogs are asked or text is continued. Raises RunError where the run has no items, or
-    `target` is there already.
+    `chat` says whether dialogs are asked or text is continued, `quant` in which number format the weights are.
+    Raises RunError where the run has no items, or `target` is there already.
     """
     corpus = items / "corpus"
     if not (corpus / "bench").is_dir() and not (corpus / "heldout.jsonl").is_file():
@@ -57,10 +60,11 @@ def score_elsewhere(path: Path, items: Path, target: Path, progress: Progress, *
     if target.exists():
         raise RunError(f"{target}: is there already; remove it or choose another --to")
     model, machine = open_folder(path), set_up(RuntimeConfig())
-    engine = open_engine(model.path, machine, slots=EvalConfig().slots)
-    subject = Subject(model.slug, engine, model.codec, chat, advance=progress.advance)
+    engine = open_engine(model.path, machine, slots=EvalConfig().slots, quant=quant)
+    name = f"{model.slug}-{quant}" if quant else model.slug
+    subject = Subject(name, engine, model.codec, chat, advance=progress.advance)
     ledger = Ledger(target / "ledger.jsonl")
-    progress.stage("eval", "running", model.slug)
+    progress.stage("eval", "running", subject.name)
     for score in run_tasks(subject, corpus, progress):
         name = f"{score.facts['task']}.jsonl"
         write_jsonl(target / name, score.items)

@@ -15,14 +15,17 @@ from typing import Any, Literal, get_args
 import torch
 
 from herd import __version__
-from herd.base.errors import RunError
+from herd.base.errors import ConfigError, RunError
 from herd.base.files import check_disk, write_atomic
 from herd.base.progress import Progress
 from herd.data.extras import available
 from herd.model.config import ModelConfig
 from herd.model.gguf import GGUFSource, stored_as, write_gguf
-from herd.model.hf import write_hf
+from herd.model.hf import hf_quantization, write_hf, written_as
 from herd.model.meta import says_meta, write_meta
+from herd.model.quant import QuantFormat, planned, stored_plan
+from herd.model.quant_files import QuantisedSource
+from herd.model.source import Source
 from herd.model.weights import open_source, write_hf_configs
 from herd.stages.models import ModelFolder
 from herd.stages.verify import Reloaded, verify
@@ -41,21 +44,36 @@ _BESIDE_WEIGHTS = 64_000_000  # tokenizer and configs of a 128k vocabulary, from
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write: format, model-parallel ranks (Meta only), number format (None: as stored); verified or not."""
+    """What to write: format, model-parallel ranks (Meta only), number format (None: as stored); verified or not.
+
+    quant: quantise the layers; everything else is then bfloat16. Only for `hf`.
+    """
 
     format: Format = "hf"
     mp: int = 1
     dtype: torch.dtype | None = None
     verified: bool = True
+    quant: QuantFormat | None = None
+
+    def __post_init__(self) -> None:
+        if self.quant and self.format != "hf":
+            own = (
+                "llama.cpp quantises it itself: llama-quantize" if self.format == "gguf" else "there is no such format"
+            )
+            raise ConfigError(f"--quant {self.quant} is for --format hf only; for {self.format} {own}")
+        if self.quant and self.dtype not in (None, torch.bfloat16):
+            raise ConfigError(f"--quant {self.quant} writes all other weights as bf16; leave out --dtype")
 
 
 def export(model: ModelFolder, target: Path, plan: Plan, progress: Progress) -> Mapping[str, Any]:
     """Write the folder `target` and return the report that lies in it. Raises RunError; then `target` isn't there."""
     if target.exists():
         raise RunError(f"{target}: is there already; remove it or choose another --to")
-    source = open_source(model.path)
-    dtype = plan.dtype or source.dtype(source.names()[0])
-    need = sum(torch.Size(source.shape(name)).numel() for name in source.names()) * dtype.itemsize + _BESIDE_WEIGHTS
+    source = _source(model, plan)
+    dtype = torch.bfloat16 if plan.quant else plan.dtype or source.dtype(source.names()[0])
+    need = _BESIDE_WEIGHTS + sum(
+        torch.Size(source.shape(name)).numel() * written_as(source, name, dtype).itemsize for name in source.names()
+    )
     check_disk(target, need, remedy="free some or choose another --to")
     written: list[str] = []
 
@@ -73,7 +91,7 @@ def export(model: ModelFolder, target: Path, plan: Plan, progress: Progress) -> 
             "format": plan.format,
             "dtype": str(dtype).removeprefix("torch."),
             "verified": False,
-        }
+        } | ({"quant": plan.quant} if plan.quant else {})
         if plan.format == "meta":
             report["model_parallel"] = plan.mp
             if not says_meta(model.config):
@@ -85,6 +103,14 @@ def export(model: ModelFolder, target: Path, plan: Plan, progress: Progress) -> 
         write_atomic(folder / REPORT, json.dumps(report, indent=2) + "\n")
         folder.rename(target)
     return report
+
+
+def _source(model: ModelFolder, plan: Plan) -> Source:
+    """Return the weights as they will be written, but for the format of floats. Raises RunError on quantised ones."""
+    source = open_source(model.path)
+    if stored_plan(source):
+        raise RunError(f"{model.path}: its weights are quantised already; copy the folder, or export the original")
+    return QuantisedSource(source, planned(model.config, plan.quant, head=False)) if plan.quant else source
 
 
 @contextmanager
@@ -122,26 +148,36 @@ Advance = Callable[[str], None]
 
 
 def _write_hf(model: ModelFolder, folder: Path, plan: Plan, dtype: torch.dtype, advance: Advance) -> Written:
-    write_hf(open_source(model.path), folder, dtype=dtype, advance=advance)
+    source = _source(model, plan)
+    write_hf(source, folder, dtype=dtype, advance=advance)
     chat = model.path.name != "base"
-    write_hf_files(folder, model.config, model.codec, dtype=dtype, chat=chat)
+    quantization = hf_quantization(stored_plan(source), model.config) if plan.quant else None
+    write_hf_files(folder, model.config, model.codec, dtype=dtype, chat=chat, quantization=quantization)
     if model.run is not None and (model.run / "MODEL_CARD.md").is_file():
         shutil.copyfile(model.run / "MODEL_CARD.md", folder / "README.md")
 
     def reload() -> Reloaded:
         return Reloaded(open_source(folder), _library_encoder(folder), read_chat_template(folder))
 
-    return Written(reload, lambda name: dtype)
+    return Written(reload, lambda name: written_as(source, name, dtype))
 
 
-def write_hf_files(folder: Path, config: ModelConfig, codec: DialogCodec, *, dtype: torch.dtype, chat: bool) -> None:
+def write_hf_files(
+    folder: Path,
+    config: ModelConfig,
+    codec: DialogCodec,
+    *,
+    dtype: torch.dtype,
+    chat: bool,
+    quantization: Mapping[str, Any] | None = None,
+) -> None:
     """Write everything of a Hugging Face directory but the weights: configs, tokenizer and, for `chat`, the template.
 
     The dialog layout goes into `dialog.json` either way: fine-tuning a base model needs it.
     """
     tokenizer = codec.tokenizer
     stops = list(tokenizer.stop_ids)
-    write_hf_configs(config, folder, bos_id=tokenizer.bos_id, eos_ids=stops, dtype=dtype)
+    write_hf_configs(config, folder, bos_id=tokenizer.bos_id, eos_ids=stops, dtype=dtype, quantization=quantization)
     write_hf_tokenizer(
         tokenizer,
         folder,

@@ -5,6 +5,7 @@ from pathlib import Path
 from herd.base.errors import HerdError
 from herd.model.meta import MetaSource
 from herd.model.published import recognise
+from herd.model.quant import stored_plan
 from herd.model.source import Source
 from herd.model.weights import open_source
 from herd.stages.models import ModelFolder, open_folder
@@ -63,8 +64,10 @@ def _positions(model: ModelFolder) -> str:
 def _weights(source: Source) -> str:
     names = source.names()
     size = sum(_numel(source, name) * source.dtype(name).itemsize for name in names)
-    dtypes = sorted({_DTYPES.get(str(source.dtype(name)), str(source.dtype(name))) for name in names})
-    return f"{sum(_numel(source, name) for name in names):,} parameters, {'/'.join(dtypes)}, {size / 1e9:.3g} GB"
+    packings = sorted({f"int{p.bits} in groups of {p.group}" for p in stored_plan(source).values()})
+    floats = [name for name in names if name.endswith(".weight")]
+    dtypes = sorted({_DTYPES.get(str(source.dtype(name)), str(source.dtype(name))) for name in floats})
+    return f"{source.config.parameters():,} parameters, {'/'.join([*packings, *dtypes])}, {size / 1e9:.3g} GB"
 
 
 def _numel(source: Source, name: str) -> int:

@@ -15,7 +15,8 @@ from herd.guard.classifier import Guard
 from herd.guard.shield import Shield
 from herd.model.config import ModelConfig
 from herd.model.published import recognise
-from herd.model.weights import is_model, load_config, load_model
+from herd.model.quant import NumberFormat
+from herd.model.weights import is_model, is_quantised, load_config, load_model
 from herd.runtime.device import Machine
 from herd.tokenizer.bpe import Tokenizer
 from herd.tokenizer.codec import DialogCodec
@@ -73,6 +74,12 @@ def find_model(path: Path) -> Path:
     )
 
 
+def refuse_quantised(folder: Path) -> None:
+    """Raise ConfigError where a model that is to be trained is quantised."""
+    if is_quantised(folder):
+        raise ConfigError(f"{folder}: its weights are quantised, and training needs the original ones")
+
+
 def open_folder(path: Path) -> ModelFolder:
     """Open a path (see `find_model`) with its tokenizer and dialog layout. Raises HerdError when they don't fit."""
     folder = find_model(path)
@@ -102,16 +109,22 @@ def _layout(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Layout:
     return PUBLISHED_TEMPLATE if scaled else plain
 
 
-def open_engine(folder: Path, machine: Machine, *, slots: int, tokenizer: Tokenizer | None = None) -> Engine:
+def open_engine(
+    folder: Path,
+    machine: Machine,
+    *,
+    slots: int,
+    tokenizer: Tokenizer | None = None,
+    quant: NumberFormat | None = None,
+) -> Engine:
     """Load a model folder into an engine, in the machine's number format. Raises RunError when it isn't there.
 
-    tokenizer: what stop strings are looked for with.
+    tokenizer: what stop strings are looked for with. quant: the number format of the weights instead (`load_model`).
     """
     if not is_model(folder):
         raise RunError(f"{folder}: no model there yet; run `herd raise` on this run folder first")
-    return Engine(
-        load_model(folder, dtype=machine.dtype, device=machine.device), max_running=slots, tokenizer=tokenizer
-    )
+    model = load_model(folder, dtype=machine.dtype, device=machine.device, quant=quant)
+    return Engine(model, max_running=slots, tokenizer=tokenizer)
 
 
 def open_guard(folder: Path, machine: Machine, *, slots: int = 4) -> Guard:

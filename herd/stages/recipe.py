@@ -162,9 +162,11 @@ class Recipe(Section):
         if self.flagship_path is None:
             return None
         from herd.model.weights import load_config
-        from herd.stages.models import find_model
+        from herd.stages.models import find_model, refuse_quantised
 
-        return load_config(find_model(Path(self.flagship_path)))
+        folder = find_model(Path(self.flagship_path))
+        refuse_quantised(folder)
+        return load_config(folder)
 
 
 def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

@@ -11,6 +11,7 @@ from herd.base.files import read_jsonl
 from herd.base.messages import parse_messages
 from herd.base.run import RunFolder
 from herd.guard.classifier import Guard
+from herd.model.quant import NumberFormat
 from herd.model.weights import is_model
 from herd.runtime.config import RuntimeConfig
 from herd.runtime.device import Machine, set_up
@@ -27,16 +28,24 @@ from herd.tokenizer.codec import DialogCodec
 _KNOWN = 16  # messages of each kind in a self-test
 
 
-def open_service(path: Path, config: ServeConfig, *, guard: Path | None = None, guarded: bool = True) -> Service:
+def open_service(
+    path: Path,
+    config: ServeConfig,
+    *,
+    guard: Path | None = None,
+    guarded: bool = True,
+    quant: NumberFormat | None = None,
+) -> Service:
     """Open a run (the flagship at once, its other models when first asked for), or one model folder.
 
-    guard: a guard's folder; the run's own unless given. Raises HerdError where there is no model, or the guard
-    fails its self-test.
+    guard: a guard's folder; the run's own unless given. quant: the number format of the models' weights, not the
+    guard's. Raises HerdError where there is no model, or the guard fails its self-test.
     """
     default = open_folder(path)
     machine = set_up(_runtime(default.run))
     models = Models(
-        [_offer(name, folder, machine, config) for name, folder in _models(path, default)], most_open=config.most_open
+        [_offer(name, folder, machine, config, quant) for name, folder in _models(path, default)],
+        most_open=config.most_open,
     )
     metrics = Metrics()
     guard = guard or _own_guard(default)
@@ -64,7 +73,7 @@ def _models(path: Path, default: ModelFolder) -> Iterator[tuple[str, ModelFolder
             yield place.name if folder is made[0] else f"{place.name}/base", open_folder(folder)
 
 
-def _offer(name: str, folder: ModelFolder, machine: Machine, config: ServeConfig) -> Offer:
+def _offer(name: str, folder: ModelFolder, machine: Machine, config: ServeConfig, quant: NumberFormat | None) -> Offer:
     # what was already shown in a stream can't be dropped, as the official reading would
     codec = DialogCodec(folder.tokenizer, replace(folder.layout, reading="exact"))
     return Offer(
@@ -73,7 +82,7 @@ def _offer(name: str, folder: ModelFolder, machine: Machine, config: ServeConfig
         base=folder.run is not None and folder.path.name == "base",
         context=folder.config.max_positions,
         created=int(folder.path.stat().st_mtime),
-        open=partial(open_engine, folder.path, machine, slots=config.slots, tokenizer=folder.tokenizer),
+        open=partial(open_engine, folder.path, machine, slots=config.slots, tokenizer=folder.tokenizer, quant=quant),
     )
 
 

@@ -21,7 +21,7 @@ from herd.model.weights import load_model
 from herd.runtime.device import peak_memory_bytes
 from herd.runtime.power import EnergyMeter
 from herd.stages.export import write_hf_files
-from herd.stages.models import find_model
+from herd.stages.models import find_model, refuse_quantised
 from herd.stages.recipe import Recipe
 from herd.stages.step import Context, Outcome
 from herd.stages.watch import HeldOut
@@ -56,6 +56,7 @@ def fresh_model(context: Context, config: ModelConfig, name: str) -> Transformer
 
 def trained_model(context: Context, name: str, *, config: ModelConfig | None = None) -> Transformer:
     """Load a model folder of the run in float32; `config` replaces its shape where only positions differ."""
+    refuse_quantised(context.run / name)
     model = load_model(context.run / name, device=context.machine.device)
     if config is None or config == model.config:
         return model

@@ -204,7 +204,7 @@ LLAMA3 = {"rope_type": "llama3", **{key: value for key, value in ROPE.items() if
         ({"num_local_experts": 8}, "key 'num_local_experts'"),
         ({"attention_bias": True}, "biases off"),
         ({"mlp_bias": True}, "biases off"),
-        ({"quantization_config": {"quant_method": "fbgemm_fp8"}}, "unquantised weights"),
+        ({"quantization_config": {"quant_method": "fbgemm_fp8"}}, r"\('fbgemm_fp8', None\) is not supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling type 'yarn' is not known"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling type 'linear' is not known"),
         ({"rope_scaling": {"rope_type": ["llama3"]}}, "is not known"),

@@ -64,7 +64,9 @@ def test_files_of_the_libraries_are_read_bit_equal(tmp_path: Path, suffix: str) 
 def test_files_of_ours_are_read_by_the_libraries(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {name: tensor.to(dtype) for name, tensor in drawn().items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    write_safetensors(tmp_path / "x.safetensors", shapes, dtype, drawn().__getitem__)
+    write_safetensors(
+        tmp_path / "x.safetensors", {name: (shape, dtype) for name, shape in shapes.items()}, drawn().__getitem__
+    )
     places = blank_pth(tmp_path / "x.pth", shapes, dtype)
     for name, tensor in drawn().items():
         write_entry(places[name], tensor)
