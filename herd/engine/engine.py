@@ -14,7 +14,7 @@ from torch import Tensor
 from herd.base.errors import HerdError
 from herd.engine.blocks import BlockPool
 from herd.engine.request import Completion, Event, FinishReason, Request, Stats, Token
-from herd.engine.runner import Runner, TorchRunner
+from herd.engine.runners import open_runner
 from herd.engine.sampler import choose
 from herd.engine.scheduler import Scheduler
 from herd.engine.sequence import Sequence as InFlight
@@ -32,8 +32,9 @@ class Engine:
     blocks, memory: size of the key/value cache, in blocks or in bytes (see `bytes_per_token`); without either it
     holds `max_running` requests of full length, or a quarter of the free memory where that is less.
     block_size: positions a block. prefill_chunk: the most prompt ids a round. tokenizer: needed for stop strings.
-    prefix_reuse: whether a prompt takes what the cache knows of its beginning. Weights changed in place must be
-    told by `load_weights`. Raises HerdError where the cache holds no block.
+    prefix_reuse: whether a prompt takes what the cache knows of its beginning. keep_weights: False gives the model
+    to the engine, which may keep its weights in another layout alone. After a change of weights in place: `refresh`.
+    Raises HerdError where the cache holds no block.
     """
 
     def __init__(
@@ -47,13 +48,14 @@ class Engine:
         prefill_chunk: int = 512,
         tokenizer: Tokenizer | None = None,
         prefix_reuse: bool = True,
+        keep_weights: bool = True,
     ) -> None:
         if min(block_size, max_running, prefill_chunk) < 1:
             raise HerdError(
                 f"block_size {block_size}, max_running {max_running}, prefill_chunk {prefill_chunk}: must be 1 or more"
             )
         self.model = model.eval()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._keep_weights = tokenizer, keep_weights
         if blocks is None:
             blocks = self._default_blocks(memory, max_running, block_size)
         if blocks < 1:
@@ -63,7 +65,7 @@ class Engine:
         self._scheduler = Scheduler(
             pool, block_size=block_size, max_running=max_running, chunk=prefill_chunk, reuse=prefix_reuse
         )
-        self._runner: Runner = TorchRunner(model, blocks=blocks, block_size=block_size)
+        self._runner = open_runner(model, blocks=blocks, block_size=block_size, keep_weights=keep_weights)
         self._in_flight: dict[int, InFlight] = {}
         self._timed: dict[int, InFlight] = {}
         self._events: list[Event] = []  # still to be given out by `step`
@@ -147,10 +149,18 @@ class Engine:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take new weights, by the model's own parameter names; what is in flight goes on with them from here.
 
-        Float weights of layers that are quantised here are quantised again.
+        Float weights of layers that are quantised here are quantised again. Raises HerdError without `keep_weights`.
         """
+        if not self._keep_weights:
+            raise HerdError(
+                "this engine gave up the model's own weights; open it with keep_weights=True to change them"
+            )
         tied = {"output.weight": weights["tok_embeddings.weight"]} if self.model.config.tie_embeddings else {}
         self.model.load_state_dict({**tied, **weights})
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take note that the model's weights have changed; what is in flight goes on with them from here."""
         self._runner.refresh()
         self._scheduler.restart()
 

@@ -58,7 +58,7 @@ class TorchRunner:
             lasts += range(len(ids) - share.scored, len(ids))
         tokens = torch.tensor([ids], device=self._cache.keys.device)
         hidden_te = self._model(tokens, cache=self._cache.view(rows))[0]
-        self._note_prompts(hidden_te, shares)
+        note_prompts(self._model.logits, hidden_te, shares)
         return self._model.logits(hidden_te[lasts]).float()
 
     def score(self, sequences: Sequence[Sequence[int]], *, on_done: Callable[[int], None]) -> list[list[float]]:
@@ -68,24 +68,26 @@ class TorchRunner:
     def refresh(self) -> None:
         """Do nothing: the model is read anew in each round."""
 
-    def _note_prompts(self, hidden_te: Tensor, shares: Sequence[Share]) -> None:
-        first = 0
-        for share in shares:
-            sequence, start = share.sequence, share.sequence.stored
-            if sequence.logprobs_due:
-                known = len(sequence.prompt_logprobs)
-                targets = sequence.request.prompt[known + 1 : start + share.count + 1]
-                places = slice(first + known - start, first + known - start + len(targets))
-                wanted = torch.tensor(targets, device=hidden_te.device)
-                sequence.prompt_logprobs += target_logprobs(self._model, hidden_te[places], wanted).tolist()
-            first += share.count
+
+def note_prompts(logits: Callable[[Tensor], Tensor], hidden_te: Tensor, shares: Sequence[Share]) -> None:
+    """Add the log-probabilities of prompt ids that are due, from the states of all ids of the shares."""
+    first = 0
+    for share in shares:
+        sequence, start = share.sequence, share.sequence.stored
+        if sequence.logprobs_due:
+            known = len(sequence.prompt_logprobs)
+            targets = sequence.request.prompt[known + 1 : start + share.count + 1]
+            places = slice(first + known - start, first + known - start + len(targets))
+            wanted = torch.tensor(targets, device=hidden_te.device)
+            sequence.prompt_logprobs += target_logprobs(logits, hidden_te[places], wanted).tolist()
+        first += share.count
 
 
-def target_logprobs(model: Transformer, hidden_te: Tensor, targets_t: Tensor) -> Tensor:
+def target_logprobs(logits: Callable[[Tensor], Tensor], hidden_te: Tensor, targets_t: Tensor) -> Tensor:
     """Return log p of targets [t], with the scores of few places at a time in memory."""
     pieces = []
     for hidden, targets in zip(hidden_te.split(_SCORED_AT_ONCE), targets_t.split(_SCORED_AT_ONCE), strict=True):
-        scores = model.logits(hidden).float()
+        scores = logits(hidden).float()
         pieces.append(scores.gather(1, targets.unsqueeze(1)).squeeze(1) - scores.logsumexp(-1))
     return torch.cat(pieces)
 
@@ -103,7 +105,7 @@ def score(
         group = order[start : start + count]
         rows = _padded([sequences[i][:-1] for i in group], model)
         targets = _padded([sequences[i][1:] for i in group], model)
-        chosen = target_logprobs(model, model(rows).flatten(0, 1), targets.flatten()).view_as(targets).tolist()
+        chosen = target_logprobs(model.logits, model(rows).flatten(0, 1), targets.flatten()).view_as(targets).tolist()
         for i, row in zip(group, chosen, strict=True):
             results[i] = row[: len(sequences[i]) - 1]
         start += count

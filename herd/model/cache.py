@@ -77,7 +77,7 @@ class PagedCache:
     ) -> None:
         shape = (config.n_layers, config.n_kv_heads, blocks * block_size, config.head_size)
         self.blocks, self.block_size = blocks, block_size
-        self.keys, self.values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
+        self.keys, self.values = zeros(shape, dtype, device), zeros(shape, dtype, device)
 
     def view(self, rows: Sequence[Row]) -> "CacheView":
         """Return what a pass over the new tokens of `rows`, one after the other, reads and writes.
@@ -181,7 +181,8 @@ class CacheView:
         return torch.tensor(values, device=self.cache.keys.device)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Return zeros whose memory, on a processor, is taken page by page as it is written."""
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     # numpy asks for zeroed pages, which cost nothing until they are written; torch.zeros writes them all

@@ -23,7 +23,8 @@ class HeldOut:
     def __init__(self, context: Context, key: str, model: Transformer, *, steps: int, times: int = 4) -> None:
         self.path: Path = context.run / f"metrics/heldout-{key}.jsonl"
         self._at = {steps * (n + 1) // times for n in range(times)}
-        self._subject = Subject(key, Engine(model), context.codec, chat=False)
+        self._engine = Engine(model)
+        self._subject = Subject(key, self._engine, context.codec, chat=False)
         taken: dict[str, int] = {}
         self._documents = []
         for row in read_jsonl(context.run / "corpus/heldout.jsonl"):
@@ -34,6 +35,7 @@ class HeldOut:
     def __call__(self, state: State) -> None:
         if state.step not in self._at:
             return
+        self._engine.refresh()
         by_language = bits_per_byte(self._subject, self._documents).facts["by"]["lang"]
         values = {lang: round(row["value"], 4) for lang, row in by_language.items()}
         earlier = [row for row in self._rows() if row["step"] < state.step]

@@ -1,0 +1,1 @@
+"""herd's own kernels for processors: C++ sources, compiled on first use."""
