@@ -50,7 +50,9 @@ def pack(parts: Sequence[nn.Module], *, paired: bool = False) -> Packed:
 
 
 def packable(parts: Sequence[nn.Module]) -> bool:
-    """Say whether layers of one input are of one format that the kernels know."""
+    """Say whether layers of one input are of one format that the kernels know, and whole (not shared by ranks)."""
+    if any(type(p) not in (nn.Linear, QuantLinear) for p in parts):
+        return False
     forms = {(p.bits, p.group) if isinstance(p, QuantLinear) else p.weight.dtype for p in parts}
     return len(forms) == 1 and all(not isinstance(p, QuantLinear) or p.group % _LANES == 0 for p in parts)
 
