@@ -20,7 +20,7 @@ WEIGHTS_AT_ONCE = 1 << 22
 _LARGEST = 2.0**120  # beyond it a level times a scale could overflow
 _TINY = torch.finfo(torch.bfloat16).tiny
 # what the largest weight of a group of int4 is divided by: 8 keeps it exact, less gives the others a finer or a
-# coarser grid; 8 values and one step of least squares come within 1 % of a search over 32 (docs/log.md)
+# coarser grid; these 8 values and one step of least squares come within 2 % of a search over 32 (docs/log.md)
 _DIVISORS = (5.0, 5.5, 6.0, 6.5, 7.0, 7.5, 8.0, 8.5)
 
 
