@@ -77,12 +77,12 @@ class Worker:
 
     def turn(self, method: str, *args: Any) -> Turn:
         """Let it work. Raises RuntimeError with its own words where it failed."""
-        busy, start = _busy(), time.perf_counter()
+        busy, start = busy_seconds(), time.perf_counter()
         self._pipe.send((method, args))
         value, used, error = self._answer()
         if error:
             raise RuntimeError(f"{self.name}: {error}")
-        foreign = (_busy() - busy - used) / (time.perf_counter() - start)
+        foreign = (busy_seconds() - busy - used) / (time.perf_counter() - start)
         return Turn(value, max(0.0, foreign))
 
     def _answer(self) -> tuple[Any, float, str | None]:
@@ -118,13 +118,15 @@ def _work(pipe: Connection, make: Callable[..., Contestant], args: tuple[Any, ..
         try:
             value = getattr(contestant, method)(*values)
         except Exception as error:
-            traceback.print_exc()
+            if not isinstance(error, NotImplementedError):
+                traceback.print_exc()
             pipe.send((None, 0.0, f"{type(error).__name__}: {error}"))
             continue
         pipe.send((value, _own() - start, None))
 
 
-def _busy() -> float:
+def busy_seconds() -> float:
+    """Return the processor seconds that all programs have taken since the machine started."""
     fields = [int(n) for n in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / _TICKS
 

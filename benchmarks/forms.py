@@ -29,10 +29,10 @@ from herd.model.hf import write_hf
 from herd.model.source import Shape, expected_shapes
 from herd.model.weights import load_config, open_source
 from herd.stages.export import write_hf_files
+from herd.stages.models import ModelFolder, open_folder
 from herd.stages.vocabulary import to_vocabulary
 from herd.tokenizer.bpe import Tokenizer
 from herd.tokenizer.codec import DialogCodec
-from herd.tokenizer.hf_files import load_tokenizer
 from herd.tokenizer.layout import Layout
 from herd.tokenizer.specials import SPECIAL_TOKENS
 from herd.tokenizer.template import chat_template
@@ -92,13 +92,13 @@ class Forms:
     """The forms of one model: a shape's name or any Hugging Face folder."""
 
     def __init__(self, model: str, work: Path) -> None:
-        source = Path(model)
-        self.name = model if model in SHAPES else source.resolve().parent.name + "-" + source.resolve().name
+        source = None if model in SHAPES else open_folder(Path(model))
+        self.name = source.slug if source else model
         self.root = work / self.name
         self.root.mkdir(parents=True, exist_ok=True)
         self.hf = self.root / "hf"
         if not self.hf.exists():
-            self._make(self.hf, lambda target: self._write_hf(None if model in SHAPES else source, target))
+            self._make(self.hf, lambda target: self._write_hf(source, target))
 
     @property
     def config(self) -> ModelConfig:
@@ -119,26 +119,26 @@ class Forms:
     def _make(self, target: Path, write: Callable[[Path], None]) -> None:
         print(f"making {target}", file=sys.stderr, flush=True)
         temporary = target.with_name(f"partial-{target.name}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True) if temporary.is_file() else None
+        shutil.rmtree(temporary, ignore_errors=True)  # a folder; the next line, a file
+        temporary.unlink(missing_ok=True)
         write(temporary)
         temporary.replace(target)
 
-    def _write_hf(self, folder: Path | None, target: Path) -> None:
-        source = open_source(folder) if folder else Drawn(SHAPES[self.name])
-        tokenizer = load_tokenizer(folder) if folder else made_up_tokenizer(source.config.vocab_size)
+    def _write_hf(self, model: ModelFolder | None, target: Path) -> None:
+        source = open_source(model.path) if model else Drawn(SHAPES[self.name])
+        codec = model.codec if model else DialogCodec(made_up_tokenizer(source.config.vocab_size), Layout())
         dtype = source.dtype(source.names()[0])
         write_hf(source, target, dtype=dtype)
-        write_hf_files(target, source.config, DialogCodec(tokenizer, Layout()), dtype=dtype, chat=True)
+        write_hf_files(target, source.config, codec, dtype=dtype, chat=True)
 
     def _gguf(self, form: str) -> Path:
         target = self.root / f"{form}.gguf"
         if target.exists():
             return target
         if form in DTYPES:
-            tokenizer = load_tokenizer(self.hf)
-            template = chat_template(Layout())
-            vocabulary = to_vocabulary(tokenizer, chat_template=template, eos_id=tokenizer.eot_id)
+            codec = open_folder(self.hf).codec
+            template = chat_template(codec.layout)
+            vocabulary = to_vocabulary(codec.tokenizer, chat_template=template, eos_id=codec.tokenizer.eot_id)
             write_gguf(open_source(self.hf), vocabulary, target, dtype=DTYPES[form], name=self.name)
         else:
             exact = self._gguf("f16")

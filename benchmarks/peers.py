@@ -11,6 +11,7 @@
 Every step ends with the likeliest token chosen from all scores. Each class says what it needs when it is made.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,26 +70,20 @@ class Herd:
         quant: dict[str, Any] = {"quant": kind} if kind in ("int8", "int4") else {}
         self._kind = kind
         self._model = load_model(path, dtype=dtype, **quant)
-        # exported weights may be wider than what is computed with
         blocks = batch * WINDOW // 16
         self._engine = Engine(self._model, max_running=batch, prefill_chunk=CHUNK, blocks=blocks, prefix_reuse=False)
 
     def facts(self) -> Facts:
         """Count what the modules hold, an untied embedding left out."""
         head = self._model.output
-        tensors = {
-            t.data_ptr(): t
-            for m in self._model.modules()
-            for t in (*m._parameters.values(), *m._buffers.values())
-            if t is not None
-        }
-        stored = sum(t.numel() * t.element_size() for t in tensors.values())
-        embedding = self._model.tok_embeddings.weight
+        held = [t for m in self._model.modules() for t in (*m._parameters.values(), *m._buffers.values())]
+        stored = sum({t.data_ptr(): t.numel() * t.element_size() for t in held if t is not None}.values())
+        embedding = self._model.tok_embeddings
         if not self._model.config.tie_embeddings:
-            stored -= embedding.numel() * embedding.element_size()
-        return Facts(
-            self._kind, str(getattr(head, "weight", embedding).dtype).removeprefix("torch."), stored, self._kind
-        )
+            stored -= sum(t.numel() * t.element_size() for t in (*embedding.parameters(), *embedding.buffers()))
+        kind = next((str(t.dtype) for t in (*head.parameters(), *head.buffers())), "").removeprefix("torch.")
+        cache = str(next(self._model.parameters()).dtype).removeprefix("torch.")
+        return Facts(self._kind, kind, stored, cache)
 
     def _submit(self, prompts: Prompts, tokens: int) -> set[int]:
         from herd.engine.request import Request, Sampling
@@ -134,7 +129,8 @@ class LlamaCpp:
         import llama_cpp
 
         self._c, self._path = llama_cpp, path
-        llama_cpp.llama_log_set(_QUIET(llama_cpp), None)
+        self._log = llama_cpp.llama_log_callback(lambda level, text, data: None)  # ctypes forgets one that nobody holds
+        llama_cpp.llama_log_set(self._log, None)
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         params = llama_cpp.llama_context_default_params()
@@ -199,34 +195,25 @@ class LlamaCpp:
         return self._scores(len(prompt) - 1).copy()
 
 
-def _QUIET(llama_cpp: Any) -> Any:
-    global _kept  # ctypes forgets a callback that nobody holds
-    _kept = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    return _kept
-
-
 def _openvino_facts(path: Path) -> Facts:
     import openvino
 
-    constants = [
-        op
-        for op in openvino.Core().read_model(path / "openvino_model.xml").get_ops()
-        if op.get_type_name() == "Constant"
-    ]
-    matrices = [
-        op for op in constants if len(op.get_output_shape(0)) > 1 and np.prod(op.get_output_shape(0)) >= 1 << 14
-    ]
+    matrices: dict[str, Any] = {}
+    for op in openvino.Core().read_model(path / "openvino_model.xml").get_ops():
+        name, size = op.get_friendly_name(), int(np.prod(op.get_output_shape(0))) if op.get_output_size() else 0
+        if op.get_type_name() == "Constant" and size >= 1 << 14 and "scale" not in name and "zero_point" not in name:
+            matrices[name] = op
+
+    def of(part: str) -> list[Any]:
+        return [op for name, op in matrices.items() if part in name]
 
     def kinds(found: list[Any]) -> str:
         return ", ".join(sorted({op.get_output_element_type(0).get_type_name() for op in found}))
 
-    ends = [op for op in matrices if "embed_tokens" in op.get_friendly_name() or "lm_head" in op.get_friendly_name()]
-    rows = [op for op in ends if "embed_tokens" in op.get_friendly_name()]
-    heads = [op for op in ends if op not in rows] or rows
+    rows, heads = of("embed_tokens"), of("lm_head")
     stored = (path / "openvino_model.bin").stat().st_size
-    if heads is not rows:
-        stored -= sum(op.get_byte_size() if hasattr(op, "get_byte_size") else op.data.nbytes for op in rows)
-    return Facts(kinds([op for op in matrices if op not in ends]), kinds(heads), stored, "its choice")
+    stored -= sum(op.data.nbytes for op in rows) if heads else 0
+    return Facts(kinds(of("layers.")), kinds(heads or rows), stored, "its choice")
 
 
 class OpenVINO:
@@ -333,6 +320,7 @@ class Transformers:
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
+        logging.disable(logging.WARNING)  # it tells of every warm-up
         self._torch, self._kind = torch, kind
         self._model = LlamaForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
         self._step = torch.compile(self._model, dynamic=False) if kind == "compiled" else self._model
@@ -357,7 +345,7 @@ class Transformers:
 
     def decode(self, prompts: Prompts, steps: int) -> float:
         if self._kind == "batch":
-            return self._generated(prompts, steps + 1) - self._generated(prompts, 1)
+            return self._generated(prompts, steps + 1)
         cache, place = self._cache(), len(prompts[0])
         last = self._run(self._model, self._torch.tensor(prompts), cache, 0).argmax(-1)[:, None]
 
@@ -369,11 +357,15 @@ class Transformers:
         return _steps(step, steps)
 
     def _generated(self, prompts: Prompts, tokens: int) -> float:
+        """Return the time from when every prompt has its first token."""
         from transformers import GenerationConfig
 
-        config = GenerationConfig(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, eos_token_id=-1)
-        inputs = [list(prompt) for prompt in prompts]
-        return _steps(lambda: self._model.generate_batch(inputs, generation_config=config, progress_bar=False), 1)
+        config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1)
+        done = self._model.generate_batch(
+            [list(prompt) for prompt in prompts], generation_config=config, record_timestamps=True, progress_bar=False
+        )
+        times = [found.timestamps for found in done.values()]
+        return max(row[-1] for row in times) - max(row[0] for row in times)
 
     def prefill(self, prompt: Sequence[int]) -> float:
         ids = self._torch.tensor([prompt])
@@ -421,9 +413,7 @@ class CTranslate2:
         return self._times([prompt], 1)[0] - start
 
     def logits(self, prompt: Sequence[int]) -> np.ndarray:
-        found = self._generator.forward_batch(
-            self._library.StorageView.from_array(np.array([prompt], np.int32)), np.array([len(prompt)], np.int32)
-        )
+        found = self._generator.forward_batch([list(prompt)])
         return np.array(found)[0, -1].astype(np.float32)
 
 
