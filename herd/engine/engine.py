@@ -14,7 +14,8 @@ from torch import Tensor
 from herd.base.errors import HerdError
 from herd.engine.blocks import BlockPool
 from herd.engine.request import Completion, Event, FinishReason, Request, Stats, Token
-from herd.engine.runner import Runner, TorchRunner
+from herd.engine.runner import Runner
+from herd.engine.runners import open_runner
 from herd.engine.sampler import choose
 from herd.engine.scheduler import Scheduler
 from herd.engine.sequence import Sequence as InFlight
@@ -63,7 +64,7 @@ class Engine:
         self._scheduler = Scheduler(
             pool, block_size=block_size, max_running=max_running, chunk=prefill_chunk, reuse=prefix_reuse
         )
-        self._runner: Runner = TorchRunner(model, blocks=blocks, block_size=block_size)
+        self._runner: Runner = open_runner(model, blocks=blocks, block_size=block_size)
         self._in_flight: dict[int, InFlight] = {}
         self._timed: dict[int, InFlight] = {}
         self._events: list[Event] = []  # still to be given out by `step`

@@ -58,7 +58,7 @@ class TorchRunner:
             lasts += range(len(ids) - share.scored, len(ids))
         tokens = torch.tensor([ids], device=self._cache.keys.device)
         hidden_te = self._model(tokens, cache=self._cache.view(rows))[0]
-        self._note_prompts(hidden_te, shares)
+        note_prompts(self._model, hidden_te, shares)
         return self._model.logits(hidden_te[lasts]).float()
 
     def score(self, sequences: Sequence[Sequence[int]], *, on_done: Callable[[int], None]) -> list[list[float]]:
@@ -68,17 +68,19 @@ class TorchRunner:
     def refresh(self) -> None:
         """Do nothing: the model is read anew in each round."""
 
-    def _note_prompts(self, hidden_te: Tensor, shares: Sequence[Share]) -> None:
-        first = 0
-        for share in shares:
-            sequence, start = share.sequence, share.sequence.stored
-            if sequence.logprobs_due:
-                known = len(sequence.prompt_logprobs)
-                targets = sequence.request.prompt[known + 1 : start + share.count + 1]
-                places = slice(first + known - start, first + known - start + len(targets))
-                wanted = torch.tensor(targets, device=hidden_te.device)
-                sequence.prompt_logprobs += target_logprobs(self._model, hidden_te[places], wanted).tolist()
-            first += share.count
+
+def note_prompts(model: Transformer, hidden_te: Tensor, shares: Sequence[Share]) -> None:
+    """Add the log-probabilities of prompt ids that are due to the shares' sequences, from their hidden states."""
+    first = 0
+    for share in shares:
+        sequence, start = share.sequence, share.sequence.stored
+        if sequence.logprobs_due:
+            known = len(sequence.prompt_logprobs)
+            targets = sequence.request.prompt[known + 1 : start + share.count + 1]
+            places = slice(first + known - start, first + known - start + len(targets))
+            wanted = torch.tensor(targets, device=hidden_te.device)
+            sequence.prompt_logprobs += target_logprobs(model, hidden_te[places], wanted).tolist()
+        first += share.count
 
 
 def target_logprobs(model: Transformer, hidden_te: Tensor, targets_t: Tensor) -> Tensor:
