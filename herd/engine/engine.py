@@ -13,6 +13,7 @@ from torch import Tensor
 
 from herd.base.errors import HerdError
 from herd.engine.blocks import BlockPool
+from herd.engine.lockstep import LeadingRunner
 from herd.engine.request import Completion, Event, FinishReason, Request, Stats, Token
 from herd.engine.runner import Runner
 from herd.engine.runners import open_runner
@@ -150,6 +151,11 @@ class Engine:
         self.model.load_state_dict(dict(weights), strict=not self.model.config.tie_embeddings)
         self._runner.refresh()
         self._scheduler.restart()
+
+    def close(self) -> None:
+        """Let the other ranks go, where the model lies on several; the engine runs nothing after it."""
+        if isinstance(self._runner, LeadingRunner):
+            self._runner.close()
 
     def _check(self, request: Request) -> None:
         length, sampling, vocab_size = len(request.prompt), request.sampling, self.model.config.vocab_size

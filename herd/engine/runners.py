@@ -1,23 +1,38 @@
 """Which runner a model gets: by where it lies, and by which kernels were seen to be right there."""
 
 import logging
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from herd.engine import kernels
+from herd.engine import kernels, lockstep
 from herd.engine.graphs import GraphRunner, Kernels
+from herd.engine.lockstep import LeadingRunner
 from herd.engine.passes import PLAIN, TRITON, DecodeKernels, PackedAttention, Spans, packed_flash, packed_plain
 from herd.engine.runner import Runner, TorchRunner
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
+from herd.parallel.tensor import GatheredLinear
 
 log = logging.getLogger("herd.engine")
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # of the largest value
 
 
 def open_runner(model: Transformer, *, blocks: int, block_size: int) -> Runner:
-    """Return a runner for the model where it lies: captured graphs on a GPU, else the model itself."""
+    """Return a runner for the model where it lies; of a model over several ranks the one that leads the others'."""
+    runner = _own_runner(model, blocks=blocks, block_size=block_size)
+    if isinstance(model.output, GatheredLinear):
+        return LeadingRunner(runner, blocks=blocks, block_size=block_size)
+    return runner
+
+
+def follow(model: Transformer) -> None:
+    """Run, on any rank but 0, this rank's part of all that rank 0's engine runs, until that is closed."""
+    lockstep.follow(partial(_own_runner, model))
+
+
+def _own_runner(model: Transformer, *, blocks: int, block_size: int) -> Runner:
     parameter = next(model.parameters())
     if parameter.device.type != "cuda":
         return TorchRunner(model, blocks=blocks, block_size=block_size)
