@@ -123,8 +123,6 @@ def drawn(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Tran
     model = model.to(dtype).to_empty(device=device)
     if config.tie_embeddings:
         model.output.weight = model.tok_embeddings.weight
-    # what `torch.device("meta")` made of the table that is computed
-    model.frequencies = Transformer(config.model_copy(update={"n_layers": 0, "vocab_size": 1})).frequencies
     generator = torch.Generator(device=device).manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() < 2:

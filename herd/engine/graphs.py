@@ -47,6 +47,8 @@ class GraphRunner:
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._capture = kernels.capture
         join(model, gate=kernels.decode.gate)
+        # nothing may come from the processor's memory while a graph is captured
+        model.frequencies = model.frequencies.to(next(model.parameters()).device)
 
     @cached_property
     def _cache(self) -> PagedCache:

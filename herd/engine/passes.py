@@ -8,7 +8,7 @@ Every kernel is an argument, so that the same passes run, and are tested, on a p
 Shape legend: t new tokens, s stored positions of all rows, p a cache's positions, h head, d head size, w blocks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from herd.engine import kernels
 from herd.model.cache import PagedCache, Pass, Row
 from herd.model.rope import rotate
+
+_QUERIES = 512  # of a row at once, where scores are written out
 
 
 @dataclass(frozen=True)
@@ -143,18 +145,37 @@ def packed_flash(q_thd: Tensor, k_shd: Tensor, v_shd: Tensor, spans: Spans, edge
     return flash(q_thd, k_shd, v_shd, edges[0], edges[1], new, stored, 0.0, True, False)[0]
 
 
-def packed_plain(q_thd: Tensor, k_shd: Tensor, v_shd: Tensor, spans: Spans, edges: Tensor) -> Tensor:
-    """Attend row by row, on any device and in any format."""
+def packed_rows(q_thd: Tensor, k_shd: Tensor, v_shd: Tensor, spans: Spans, edges: Tensor) -> Tensor:
+    """Attend row by row by PyTorch's fused kernels, also in float32, without a mask of new x stored on a GPU."""
     out = torch.empty_like(q_thd)
-    heads = q_thd.shape[1] // k_shd.shape[1]
-    for i in range(len(spans.new) - 1):
-        new, stored = slice(*spans.new[i : i + 2]), slice(*spans.stored[i : i + 2])
-        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_thd[new], k_shd[stored], v_shd[stored]))
-        # by a bias object, a GPU's kernels need no mask of new x stored; none of them takes fewer key heads in float32
-        k, v = (x.repeat_interleave(heads, 1) for x in (k, v))
-        bias = causal_lower_right(q.shape[2], k.shape[2])
-        out[new] = scaled_dot_product_attention(q, k, v, attn_mask=bias)[0].transpose(0, 1)  # type: ignore[arg-type]
+    for new, q, k, v in _rows(q_thd, k_shd, v_shd, spans):
+        bias = causal_lower_right(q.shape[1], k.shape[1])
+        found = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias)  # type: ignore[arg-type]
+        out[new] = found[0].transpose(0, 1)
     return out
+
+
+def packed_plain(q_thd: Tensor, k_shd: Tensor, v_shd: Tensor, spans: Spans, edges: Tensor) -> Tensor:
+    """Attend row by row, some queries at a time, by products and a softmax: on any device and in any format."""
+    out = torch.empty_like(q_thd)
+    for new, q, k, v in _rows(q_thd, k_shd, v_shd, spans):
+        places = torch.arange(k.shape[1], device=q.device)
+        for start in range(0, q.shape[1], _QUERIES):
+            part = q[:, start : start + _QUERIES]
+            last = places[k.shape[1] - q.shape[1] + start :][: part.shape[1]]  # that each query may see
+            scores = (part @ k.transpose(1, 2) * q.shape[2] ** -0.5).float()
+            scores.masked_fill_(places > last.unsqueeze(1), float("-inf"))
+            at = new.start + start
+            out[at : at + part.shape[1]] = (scores.softmax(-1).to(v.dtype) @ v).transpose(0, 1)
+    return out
+
+
+def _rows(q_thd: Tensor, k_shd: Tensor, v_shd: Tensor, spans: Spans) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Yield each row's place among the new tokens, and its queries, keys and values, [h, t or s, d] of all heads."""
+    heads = q_thd.shape[1] // k_shd.shape[1]
+    for new, stored in zip(pairwise(spans.new), pairwise(spans.stored), strict=True):
+        q, k, v = (x.transpose(0, 1) for x in (q_thd[slice(*new)], k_shd[slice(*stored)], v_shd[slice(*stored)]))
+        yield slice(*new), q, k.repeat_interleave(heads, 0), v.repeat_interleave(heads, 0)
 
 
 PLAIN = DecodeKernels(store_plain, attend_plain, None, whole=True)

@@ -9,7 +9,16 @@ from torch import Tensor
 from herd.engine import kernels, lockstep
 from herd.engine.graphs import GraphRunner, Kernels
 from herd.engine.lockstep import LeadingRunner
-from herd.engine.passes import PLAIN, TRITON, DecodeKernels, PackedAttention, Spans, packed_flash, packed_plain
+from herd.engine.passes import (
+    PLAIN,
+    TRITON,
+    DecodeKernels,
+    PackedAttention,
+    Spans,
+    packed_flash,
+    packed_plain,
+    packed_rows,
+)
 from herd.engine.runner import Runner, TorchRunner
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
@@ -51,10 +60,11 @@ def choose_kernels(config: ModelConfig, *, block_size: int, dtype: torch.dtype, 
         unused.append(f"Triton: {reason}")
     else:
         decode = TRITON
-    if reason := case.prompt_fault(packed_flash):
-        unused.append(f"FlashAttention: {reason}")
-    else:
-        prompt = packed_flash
+    for candidate in (packed_flash, packed_rows):
+        if not (reason := case.prompt_fault(candidate)):
+            prompt = candidate
+            break
+        unused.append(f"{candidate.__name__}: {reason}")
     if unused:
         log.warning("kernels that aren't used: %s; PyTorch's plain operators do their work", "; ".join(unused))
     return Kernels(decode, prompt, capture=torch.device(device).type == "cuda", unused=tuple(unused))

@@ -26,10 +26,22 @@ def join(model: Transformer, *, gate: Gate | None = None) -> None:
     for block in model.layers:
         assert isinstance(block, Block)
         attention, ffn = block.attention, block.feed_forward
-        if all(type(part) is nn.Linear for part in (attention.wq, attention.wk, attention.wv)):
-            attention.joined = Joined(attention.wq, attention.wk, attention.wv)
-        if type(ffn.w1) is nn.Linear and type(ffn.w3) is nn.Linear:
-            ffn.joined = JoinedGate(ffn.w1, ffn.w3, gate)
+        if parts := _plain(attention.wq, attention.wk, attention.wv, joined=attention.joined):
+            attention.joined = Joined(*parts)
+        if parts := _plain(ffn.w1, ffn.w3, joined=ffn.joined):
+            ffn.joined = JoinedGate(*parts, gate)
+
+
+def _plain(*parts: nn.Module, joined: object) -> list[nn.Linear]:
+    """Return layers that can be joined and aren't yet: what was captured reads the one weight where it lies."""
+    plain = [part for part in parts if type(part) is nn.Linear]
+    if len(plain) < len(parts) or (joined is not None and len({_storage(part) for part in plain}) == 1):
+        return []
+    return plain
+
+
+def _storage(part: nn.Linear) -> int:
+    return part.weight.untyped_storage().data_ptr()
 
 
 class Joined:

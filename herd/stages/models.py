@@ -109,9 +109,10 @@ def open_engine(folder: Path, machine: Machine, *, slots: int, tokenizer: Tokeni
     """
     if not is_model(folder):
         raise RunError(f"{folder}: no model there yet; run `herd raise` on this run folder first")
-    return Engine(
-        load_model(folder, dtype=machine.dtype, device=machine.device), max_running=slots, tokenizer=tokenizer
-    )
+    model = load_model(folder, dtype=machine.dtype, device=machine.device)
+    # a GPU's matrix units want more rows at once than a processor's
+    chunk = 2048 if machine.device.type == "cuda" else 512
+    return Engine(model, max_running=slots, prefill_chunk=chunk, tokenizer=tokenizer)
 
 
 def open_guard(folder: Path, machine: Machine, *, slots: int = 4) -> Guard:

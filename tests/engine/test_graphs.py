@@ -11,7 +11,7 @@ from toys import TOY, toy_documents, toy_model
 from herd.engine import kernels, runners
 from herd.engine.engine import Engine
 from herd.engine.graphs import GraphRunner, Kernels
-from herd.engine.passes import PLAIN, TRITON, DecodeKernels, Spans, packed_plain
+from herd.engine.passes import PLAIN, TRITON, DecodeKernels, PackedAttention, Spans, packed_plain, packed_rows
 from herd.engine.request import Completion, Request, Sampling
 from herd.engine.runner import Runner
 from herd.engine.runners import choose_kernels, open_runner
@@ -80,6 +80,9 @@ def test_joined_projections_see_new_weights_and_keep_their_names() -> None:
     ours, names = engine(model), set(model.state_dict())
     ours.load_weights({name: value.clone() for name, value in other.state_dict().items()})
     assert set(model.state_dict()) == names
+    joined = model.layers[0].attention.joined
+    engine(model)
+    assert model.layers[0].attention.joined is joined
     assert model.layers[0].attention.wk.weight.data_ptr() > model.layers[0].attention.wq.weight.data_ptr()
     wanted = requests([5, 20])
     same(ours.generate(wanted), Engine(other).generate(wanted))
@@ -105,20 +108,23 @@ def test_a_wrong_or_failing_kernel_is_not_taken(caplog: pytest.LogCaptureFixture
     monkeypatch.setattr(kernels, "fits", lambda *sizes: True)
     monkeypatch.setattr(runners, "TRITON", replace(PLAIN, attend=wrong, whole=False))
     monkeypatch.setattr(runners, "packed_flash", failing)
+    monkeypatch.setattr(runners, "packed_rows", failing)
     chosen = choose_kernels(CONFIG, block_size=16, dtype=torch.float32, device="cpu")
     assert (chosen.decode, chosen.prompt, chosen.capture) == (PLAIN, packed_plain, False)
     assert "differs from the plain operators by" in caplog.text
-    assert "RuntimeError: no such kernel;" in caplog.text
+    assert "failing: RuntimeError: no such kernel;" in caplog.text
     monkeypatch.setattr(runners, "TRITON", replace(PLAIN, whole=False))
     monkeypatch.setattr(runners, "packed_flash", packed_plain)
     assert choose_kernels(CONFIG, block_size=16, dtype=torch.float32, device="cpu").unused == ()
 
 
-def test_packed_rows_attend_as_the_models_own_forward_pass() -> None:
+@pytest.mark.parametrize("attention", [packed_plain, packed_rows])
+def test_packed_rows_see_what_is_before_them(attention: PackedAttention, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("herd.engine.passes._QUERIES", 3)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(9, heads, 8, generator=generator) for heads in (4, 2, 2))
     spans = Spans((0, 4, 5), (0, 6, 9))
-    out = packed_plain(q[:5], k, v, spans, torch.zeros(2, 3))
+    out = attention(q[:5], k, v, spans, torch.zeros(2, 3))
     for new, held, rows in ((slice(0, 4), slice(0, 6), 4), (slice(4, 5), slice(6, 9), 1)):
         keys, values = (x[held].repeat_interleave(2, 1).transpose(0, 1) for x in (k, v))
         scores = q[new].transpose(0, 1) @ keys.transpose(1, 2) / 8**0.5
