@@ -13,7 +13,9 @@ from torch import Tensor
 
 from herd.base.errors import HerdError
 from herd.engine.blocks import BlockPool
+from herd.engine.lockstep import LeadingRunner
 from herd.engine.request import Completion, Event, FinishReason, Request, Stats, Token
+from herd.engine.runner import Runner
 from herd.engine.runners import open_runner
 from herd.engine.sampler import choose
 from herd.engine.scheduler import Scheduler
@@ -65,7 +67,7 @@ class Engine:
         self._scheduler = Scheduler(
             pool, block_size=block_size, max_running=max_running, chunk=prefill_chunk, reuse=prefix_reuse
         )
-        self._runner = open_runner(model, blocks=blocks, block_size=block_size, keep_weights=keep_weights)
+        self._runner: Runner = open_runner(model, blocks=blocks, block_size=block_size, keep_weights=keep_weights)
         self._in_flight: dict[int, InFlight] = {}
         self._timed: dict[int, InFlight] = {}
         self._events: list[Event] = []  # still to be given out by `step`
@@ -163,6 +165,11 @@ class Engine:
         """Take note that the model's weights have changed; what is in flight goes on with them from here."""
         self._runner.refresh()
         self._scheduler.restart()
+
+    def close(self) -> None:
+        """Let the other ranks go, where the model lies on several; the engine runs nothing after it."""
+        if isinstance(self._runner, LeadingRunner):
+            self._runner.close()
 
     def _check(self, request: Request) -> None:
         length, sampling, vocab_size = len(request.prompt), request.sampling, self.model.config.vocab_size

@@ -3,13 +3,14 @@
 Shape legend: b batch, t position, h head, d head size, e model width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from herd.model.cache import CacheView
+from herd.model.cache import CacheView, Pass
 from herd.model.config import ModelConfig
 from herd.model.pieces import Piece, additive, attend_in_pieces, cut
 from herd.model.rope import rotate
@@ -24,13 +25,13 @@ Bias = Tensor | tuple[Piece, ...] | None  # what `attend` adds to the scores; No
 class Step:
     """What every layer of one forward pass shares: rotation table, who sees whom (None: plain causal), cache.
 
-    With a cache there is one bias for each of its groups, without one there is one.
+    With a view of a cache there is one bias for each of its groups, without a cache there is one.
     """
 
     cos_btd: Tensor
     sin_btd: Tensor
     biases: tuple[Bias, ...]
-    cache: CacheView | None
+    cache: CacheView | Pass | None
 
 
 def document_mask(documents_bt: Tensor) -> Tensor:
@@ -88,12 +89,19 @@ class Attention(nn.Module):
         self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_size, bias=False)
         self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_size, bias=False)
         self.wo = nn.Linear(config.n_heads * config.head_size, config.dim, bias=False)
+        self.joined: Callable[[Tensor], tuple[Tensor, ...]] | None = None  # see herd/model/together.py
 
     def forward(self, x_bte: Tensor, step: Step) -> Tensor:
         """Return [b, t, e]."""
-        q_bhtd = rotate(self._heads(self.wq(x_bte)), step.cos_btd, step.sin_btd)
-        k_bhtd = rotate(self._heads(self.wk(x_bte)), step.cos_btd, step.sin_btd)
-        v_bhtd = self._heads(self.wv(x_bte))
+        joined = None if torch.is_grad_enabled() else self.joined
+        q_bt, k_bt, v_bt = joined(x_bte) if joined else (self.wq(x_bte), self.wk(x_bte), self.wv(x_bte))
+        if isinstance(step.cache, Pass):
+            q_thd, k_thd, v_thd = (part[0].unflatten(-1, (-1, self.head_size)) for part in (q_bt, k_bt, v_bt))
+            out_thd = step.cache.attend(self.layer, q_thd, k_thd, v_thd, step.cos_btd[0], step.sin_btd[0])
+            return self.wo(out_thd.flatten(1).unsqueeze(0))
+        q_bhtd = rotate(self._heads(q_bt), step.cos_btd, step.sin_btd)
+        k_bhtd = rotate(self._heads(k_bt), step.cos_btd, step.sin_btd)
+        v_bhtd = self._heads(v_bt)
         if step.cache is None:
             out_bhtd = attend(q_bhtd, k_bhtd, v_bhtd, step.biases[0])
         else:

@@ -12,6 +12,7 @@ Bytes a token (all layers, bfloat16): 32 KiB for Llama 3.2 1B, 112 KiB for 3B, 1
 Shape legend: t new tokens of all rows, n rows of a group, m new tokens of its longest, s stored positions, h kv head.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +62,19 @@ class Group:
     real: tuple[Tensor, Tensor] | None
     blocks: slice | Tensor
     mask: Tensor
+
+
+class Pass(ABC):
+    """One pass over new tokens [t] by kernels that find their way through the blocks themselves.
+
+    positions: each new token's place in its own sequence, [1, t].
+    """
+
+    positions: Tensor
+
+    @abstractmethod
+    def attend(self, layer: int, q_thd: Tensor, k_thd: Tensor, v_thd: Tensor, cos_td: Tensor, sin_td: Tensor) -> Tensor:
+        """Turn queries and keys, store keys and values, and return attention [t, h, d]."""
 
 
 class PagedCache:

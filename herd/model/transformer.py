@@ -6,12 +6,14 @@ The head is a separate call, `logits(hidden)`: chunked losses, distillation, rew
 each take only the rows they need.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from herd.model.attention import Attention, Step, bias_of, document_mask
-from herd.model.cache import CacheView
+from herd.model.cache import CacheView, Pass
 from herd.model.config import ModelConfig
 from herd.model.norm import RMSNorm
 from herd.model.rope import inverse_frequencies, rotation_table
@@ -25,9 +27,12 @@ class FeedForward(nn.Module):
         self.w1 = nn.Linear(config.dim, config.ffn_hidden, bias=False)
         self.w2 = nn.Linear(config.ffn_hidden, config.dim, bias=False)
         self.w3 = nn.Linear(config.dim, config.ffn_hidden, bias=False)
+        self.joined: Callable[[Tensor], Tensor] | None = None  # see herd/model/together.py
 
     def forward(self, x_bte: Tensor) -> Tensor:
         """Return [b, t, e]."""
+        if self.joined is not None and not torch.is_grad_enabled():
+            return self.w2(self.joined(x_bte))
         return self.w2(F.silu(self.w1(x_bte)) * self.w3(x_bte))
 
 
@@ -68,7 +73,7 @@ class Transformer(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        cache: CacheView | None = None,
+        cache: CacheView | Pass | None = None,
     ) -> Tensor:
         """Return hidden states [b, t, e].
 
@@ -81,7 +86,7 @@ class Transformer(nn.Module):
             positions = plain if cache is None else cache.positions
         masks: list[Tensor | None] = [None if documents is None else document_mask(documents)]
         if cache is not None:
-            masks = [group.mask for group in cache.groups]
+            masks = [group.mask for group in cache.groups] if isinstance(cache, CacheView) else []
         x_bte = self.tok_embeddings(tokens_bt)
         biases = tuple(None if mask is None else bias_of(mask, x_bte.dtype) for mask in masks)
         step = Step(*rotation_table(self.frequencies, positions), biases, cache)

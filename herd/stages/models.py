@@ -124,7 +124,9 @@ def open_engine(
     if not is_model(folder):
         raise RunError(f"{folder}: no model there yet; run `herd raise` on this run folder first")
     model = load_model(folder, dtype=machine.dtype, device=machine.device, quant=quant)
-    return Engine(model, max_running=slots, tokenizer=tokenizer, keep_weights=False)
+    # a GPU's matrix units want more rows at once than a processor's
+    chunk = 2048 if machine.device.type == "cuda" else 512
+    return Engine(model, max_running=slots, prefill_chunk=chunk, tokenizer=tokenizer, keep_weights=False)
 
 
 def open_guard(folder: Path, machine: Machine, *, slots: int = 4) -> Guard:
