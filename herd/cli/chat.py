@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from herd.cli.draft import DraftOption
+
 
 def chat(
     run: Annotated[Path, typer.Argument(help="A run folder, such as runs/meadow, or any model folder.")],
@@ -14,6 +16,7 @@ def chat(
         Path | None, typer.Option(help="A guard model's folder, such as Llama Guard 3; the run's own unless given.")
     ] = None,
     no_guard: Annotated[bool, typer.Option("--no-guard", help="Without the guard model.")] = False,
+    draft: DraftOption = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
@@ -21,7 +24,9 @@ def chat(
     """Talk to a model. Empty line or Ctrl-D ends; /reset forgets the conversation."""
     from herd.cli.conversation import Conversation, open_conversation
 
-    conversation: Conversation = open_conversation(run, sibling=sibling, base=base, guarded=not no_guard, guard=guard)
+    conversation: Conversation = open_conversation(
+        run, sibling=sibling, base=base, guarded=not no_guard, guard=guard, draft=draft
+    )
     conversation.sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
     print(conversation.greeting())
     while True:

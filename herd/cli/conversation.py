@@ -96,9 +96,15 @@ def _named(verdict: Verdict) -> str:
 
 
 def open_conversation(
-    path: Path, *, sibling: str | None = None, base: bool = False, guarded: bool = True, guard: Path | None = None
+    path: Path,
+    *,
+    sibling: str | None = None,
+    base: bool = False,
+    guarded: bool = True,
+    guard: Path | None = None,
+    draft: str | None = None,
 ) -> Conversation:
-    """Open a model of a run folder, or any model folder, with the guard at `guard` or that of the run.
+    """Open a model of a run folder, or any model folder, with the guard at `guard` or that of the run, and a draft.
 
     Raises RunError naming what the run has.
     """
@@ -112,7 +118,8 @@ def open_conversation(
     if guard is None and model.run is not None and (model.run / "guard/config.json").exists():
         guard = model.run / "guard"
     opened = open_guard(guard, machine) if guard is not None and guarded and not base else None
-    return Conversation(model.name, open_engine(model.path, machine, slots=1), model.codec, base, opened)
+    engine = open_engine(model.path, machine, slots=1, draft=draft)
+    return Conversation(model.name, engine, model.codec, base, opened)
 
 
 def _chosen(run: Path, recipe: Recipe, *, sibling: str | None, base: bool) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from herd.base.errors import HerdError
+from herd.cli.draft import DraftOption
 
 
 def serve(
@@ -14,6 +15,7 @@ def serve(
         Path | None, typer.Option(help="A guard model's folder, such as Llama Guard 3; the run's own unless given.")
     ] = None,
     no_guard: Annotated[bool, typer.Option("--no-guard", help="Without the guard model.")] = False,
+    draft: DraftOption = None,
     host: Annotated[str, typer.Option(help="The address to listen on; this machine only by default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(help="A file of keys, one a line; others are refused.")] = None,
@@ -42,6 +44,6 @@ def serve(
     from herd.serve.logs import log_start
     from herd.stages.serving import open_service
 
-    service = open_service(path, config, guard=guard, guarded=not no_guard)
+    service = open_service(path, config, guard=guard, guarded=not no_guard, draft=draft)
     log_start(service)
     Server(build_app(service), service).run()

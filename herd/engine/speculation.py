@@ -40,7 +40,7 @@ class Speculation:
             began, self._began = self._began, self._clock()
             if drafts:
                 passes = max(map(len, drafts.values()))
-                self._pace.note_draft(len(rooms), len(drafts), passes=passes, seconds=self._began - began)
+                self._pace.note_draft(len(rooms), passes, self._began - began)
         return [scheduler.extend(share, drafts.get(share.sequence.handle, [])) for share in shares]
 
     def note(self, shares: list[Share], stood: Sequence[Sequence[bool]]) -> None:

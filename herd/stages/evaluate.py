@@ -45,11 +45,14 @@ def run(context: Context, key: str) -> Outcome:
     return Outcome({"model": folder, "scores": count}, (f"scores/{folder}",))
 
 
-def score_elsewhere(path: Path, items: Path, target: Path, progress: Progress, *, chat: bool) -> Ledger:
+def score_elsewhere(
+    path: Path, items: Path, target: Path, progress: Progress, *, chat: bool, draft: str | None = None
+) -> Ledger:
     """Score any model on the items of a run: a ledger of scores in `target`, every item beside it.
 
-    `chat` says whether dialogs are asked or text is continued. Raises RunError where the run has no items, or
-    `target` is there already.
+    `chat` says whether dialogs are asked or text is continued. draft: who drafts (see `open_draft`); how much of it was
+    accepted is part of a score's cost, for it depends on the machine's speed. Raises RunError where the run has no
+    items, or `target` is there already.
     """
     corpus = items / "corpus"
     if not (corpus / "bench").is_dir() and not (corpus / "heldout.jsonl").is_file():
@@ -57,7 +60,7 @@ def score_elsewhere(path: Path, items: Path, target: Path, progress: Progress, *
     if target.exists():
         raise RunError(f"{target}: is there already; remove it or choose another --to")
     model, machine = open_folder(path), set_up(RuntimeConfig())
-    engine = open_engine(model.path, machine, slots=EvalConfig().slots)
+    engine = open_engine(model.path, machine, slots=EvalConfig().slots, draft=draft)
     subject = Subject(model.slug, engine, model.codec, chat, advance=progress.advance)
     ledger = Ledger(target / "ledger.jsonl")
     progress.stage("eval", "running", model.slug)
@@ -65,7 +68,8 @@ def score_elsewhere(path: Path, items: Path, target: Path, progress: Progress, *
         name = f"{score.facts['task']}.jsonl"
         write_jsonl(target / name, score.items)
         writes, reads = {name: hash_file(target / name)}, {str(model.path): hash_tree(model.path)}
-        ledger.append("score", f"eval/{score.facts['task']}", facts=score.facts, reads=reads, writes=writes)
+        step = f"eval/{score.facts['task']}"
+        ledger.append("score", step, facts=score.facts, cost=score.cost, reads=reads, writes=writes)
     progress.stage("eval", "done", f"{len(ledger.records)} scores")
     return ledger
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from herd.base.errors import ConfigError, DataError, RunError
 from herd.base.hazards import PROMPT_HAZARDS
@@ -15,6 +16,7 @@ from herd.guard.classifier import Guard
 from herd.guard.shield import Shield
 from herd.model.config import ModelConfig
 from herd.model.published import recognise
+from herd.model.transformer import Transformer
 from herd.model.weights import is_model, load_config, load_model
 from herd.runtime.device import Machine
 from herd.tokenizer.bpe import Tokenizer
@@ -102,16 +104,41 @@ def _layout(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Layout:
     return PUBLISHED_TEMPLATE if scaled else plain
 
 
-def open_engine(folder: Path, machine: Machine, *, slots: int, tokenizer: Tokenizer | None = None) -> Engine:
+def open_engine(
+    folder: Path, machine: Machine, *, slots: int, tokenizer: Tokenizer | None = None, draft: str | None = None
+) -> Engine:
     """Load a model folder into an engine, in the machine's number format. Raises RunError when it isn't there.
 
-    tokenizer: what stop strings are looked for with.
+    tokenizer: what stop strings are looked for with. draft: who drafts (see `open_draft`).
     """
     if not is_model(folder):
         raise RunError(f"{folder}: no model there yet; run `herd raise` on this run folder first")
     return Engine(
-        load_model(folder, dtype=machine.dtype, device=machine.device), max_running=slots, tokenizer=tokenizer
+        load_model(folder, dtype=machine.dtype, device=machine.device),
+        max_running=slots,
+        tokenizer=tokenizer,
+        draft=open_draft(draft, folder, machine) if draft else None,
     )
+
+
+def open_draft(name: str, folder: Path, machine: Machine) -> Transformer | Literal["ngram"]:
+    """Open who drafts for the model in `folder`: "ngram", a sibling of its run by name, or a model folder.
+
+    A base model gets the sibling's base model. Raises HerdError where there is none, or it has another tokenizer.
+    """
+    if name == "ngram":
+        return "ngram"
+    siblings = [place / "siblings" for place in folder.resolve().parents if (place / "recipe.yaml").is_file()]
+    known = next((place / name for place in siblings if (place / name).is_dir()), None)
+    if known is None and not Path(name).is_dir():
+        names = sorted(path.name for place in siblings[:1] for path in place.glob("*"))
+        raise RunError(f"no draft {name!r}; give {', '.join(['ngram', *names])}, or a model folder")
+    place = find_model(known or Path(name))
+    if known and is_model(known / folder.name):
+        place = known / folder.name
+    if load_tokenizer(place).ranks != load_tokenizer(folder).ranks:
+        raise ConfigError(f"{place} can't draft for {folder}: their tokenizers differ")
+    return load_model(place, dtype=machine.dtype, device=machine.device)
 
 
 def open_guard(folder: Path, machine: Machine, *, slots: int = 4) -> Guard:

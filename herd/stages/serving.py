@@ -27,16 +27,23 @@ from herd.tokenizer.codec import DialogCodec
 _KNOWN = 16  # messages of each kind in a self-test
 
 
-def open_service(path: Path, config: ServeConfig, *, guard: Path | None = None, guarded: bool = True) -> Service:
+def open_service(
+    path: Path, config: ServeConfig, *, guard: Path | None = None, guarded: bool = True, draft: str | None = None
+) -> Service:
     """Open a run (the flagship at once, its other models when first asked for), or one model folder.
 
-    guard: a guard's folder; the run's own unless given. Raises HerdError where there is no model, or the guard
-    fails its self-test.
+    guard: a guard's folder; the run's own unless given. draft: who drafts for the default model and its base model (see
+    `open_draft`); "ngram" does for all. Raises HerdError where there is no model, or the guard fails its self-test.
     """
     default = open_folder(path)
     machine = set_up(_runtime(default.run))
     models = Models(
-        [_offer(name, folder, machine, config) for name, folder in _models(path, default)], most_open=config.most_open
+        [
+            # the default model and its base model: a sibling that drafts for them serves as it is
+            _offer(name, folder, machine, config, draft if _drafted(folder, default, draft) else None)
+            for name, folder in _models(path, default)
+        ],
+        most_open=config.most_open,
     )
     metrics = Metrics()
     guard = guard or _own_guard(default)
@@ -64,7 +71,7 @@ def _models(path: Path, default: ModelFolder) -> Iterator[tuple[str, ModelFolder
             yield place.name if folder is made[0] else f"{place.name}/base", open_folder(folder)
 
 
-def _offer(name: str, folder: ModelFolder, machine: Machine, config: ServeConfig) -> Offer:
+def _offer(name: str, folder: ModelFolder, machine: Machine, config: ServeConfig, draft: str | None) -> Offer:
     # what was already shown in a stream can't be dropped, as the official reading would
     codec = DialogCodec(folder.tokenizer, replace(folder.layout, reading="exact"))
     return Offer(
@@ -73,8 +80,12 @@ def _offer(name: str, folder: ModelFolder, machine: Machine, config: ServeConfig
         base=folder.run is not None and folder.path.name == "base",
         context=folder.config.max_positions,
         created=int(folder.path.stat().st_mtime),
-        open=partial(open_engine, folder.path, machine, slots=config.slots, tokenizer=folder.tokenizer),
+        open=partial(open_engine, folder.path, machine, slots=config.slots, tokenizer=folder.tokenizer, draft=draft),
     )
+
+
+def _drafted(folder: ModelFolder, default: ModelFolder, draft: str | None) -> bool:
+    return draft == "ngram" or folder.path.parent == default.path.parent
 
 
 def _own_guard(model: ModelFolder) -> Path | None:
