@@ -1,7 +1,7 @@
 """Drafting with a smaller model: it runs ahead of all sequences together, in a cache of its own.
 
 It chooses as the request would, with a copy of its dice, penalties and grammar: an id that both models find likely
-lies on much the same faces, so that sampled requests are guessed nearly as well as greedy ones.
+lies on much the same faces, so that its guesses hold at high temperatures too, where the likeliest id's would not.
 """
 
 from collections.abc import Collection, Sequence

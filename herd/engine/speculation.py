@@ -23,30 +23,30 @@ class Speculation:
     ) -> None:
         self._drafter, self._length, self._clock = drafter, length, clock
         self._pace = Pace()
-        self._began = 0.0
+        self._began, self._decoding = 0.0, 0
         self.drafted = self.accepted = self.rounds = 0
 
     def extend(self, shares: list[Share], scheduler: Scheduler, capacity: int) -> list[Share]:
         """Return the shares of a round with drafted ids behind those that end in the newest token."""
         rooms = {share.sequence.handle: _room(share.sequence, capacity) for share in shares if _decodes(share)}
-        lengths = self._pace.lengths(rooms) if self._length is None else _capped(rooms, self._length)
+        if self._length is None:
+            lengths = self._pace.lengths(rooms, sum(share.count for share in shares))
+        else:
+            lengths = {handle: min(self._length, room) for handle, room in rooms.items()}
         wanted = [share.sequence for share in shares if lengths.get(share.sequence.handle)]
-        ready = self._drafter.prepare(wanted) if wanted else []
-        drafts: dict[int, list[int]] = {}
-        self._began = self._clock()
-        if ready:
-            found = self._drafter.draft(ready, [lengths[sequence.handle] for sequence in ready])
-            drafts = {sequence.handle: ids for sequence, ids in zip(ready, found, strict=True) if ids}
-            began, self._began = self._began, self._clock()
-            if drafts:
-                passes = max(map(len, drafts.values()))
-                self._pace.note_draft(len(rooms), passes, self._began - began)
+        began, drafts = self._clock(), dict[int, list[int]]()
+        if wanted:
+            ready = self._drafter.prepare(wanted)
+            found = self._drafter.draft(ready, [lengths[sequence.handle] for sequence in ready]) if ready else []
+            drafts = {sequence.handle: ids for sequence, ids in zip(ready, found, strict=True)}
+            self._pace.note_draft(len(rooms), max(map(len, found), default=0), self._clock() - began)
+        self._decoding, self._began = len(rooms), self._clock()
         return [scheduler.extend(share, drafts.get(share.sequence.handle, [])) for share in shares]
 
     def note(self, shares: list[Share], stood: Sequence[Sequence[bool]]) -> None:
-        """Take note of which drafted ids of each share stood, as far as they were tried."""
-        if all(share.count == 1 + len(share.drafted) for share in shares):
-            self._pace.note_round(len(shares), sum(share.count for share in shares), self._clock() - self._began)
+        """Take note of a round that has run: which drafted ids of each share stood, as far as they were tried."""
+        if self._decoding:
+            self._pace.note_round(self._decoding, sum(share.count for share in shares), self._clock() - self._began)
         for share, outcome in zip(shares, stood, strict=True):
             if share.drafted:
                 sequence, hits = share.sequence, sum(outcome)
@@ -74,7 +74,3 @@ def _decodes(share: Share) -> bool:
 def _room(sequence: InFlight, capacity: int) -> int:
     """Return how many drafted ids can become tokens, the one that always comes left out."""
     return max(0, min(sequence.request.sampling.max_tokens - len(sequence.tokens), capacity - len(sequence.ids)) - 1)
-
-
-def _capped(rooms: dict[int, int], length: int) -> dict[int, int]:
-    return {handle: min(length, room) for handle, room in rooms.items()}

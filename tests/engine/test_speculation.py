@@ -75,8 +75,8 @@ class Oracle(Hostile):
         drafts = []
         for sequence, length in zip(sequences, lengths, strict=True):
             answer = list(self._answers[sequence.request.prompt])
-            for i in range(self._wrong - 1, len(answer) if self._wrong else 0, self._wrong):
-                answer[i] = (answer[i] + 1) % TOY.vocab_size
+            if self._wrong:
+                answer[:: self._wrong] = [(token + 1) % TOY.vocab_size for token in answer[:: self._wrong]]
             drafts.append(answer[len(sequence.tokens) :][:length])
         return drafts
 
@@ -148,7 +148,7 @@ def told(pace: Pace, acceptance: float, *, row: float, draft: float, rounds: int
     """Play rounds in which a row costs so much beyond a base of 1, and return how many ids each round drafted."""
     dice, drafted = random.Random(0), []
     for _ in range(rounds):
-        lengths = pace.lengths(dict.fromkeys(range(requests), 20))
+        lengths = pace.lengths(dict.fromkeys(range(requests), 20), requests)
         drafted.append(sum(lengths.values()))
         pace.note_round(requests, requests + drafted[-1], 1 + row * (requests + drafted[-1]))
         if drafted[-1]:
@@ -164,7 +164,7 @@ def test_drafts_are_long_where_they_are_right_and_cheap() -> None:
     drafted = told(Pace(), 0.95, row=0.01, draft=0.05, rounds=400)
     assert drafted[:3] == [0, 0, 0]  # what a plain round costs comes first
     assert sum(drafted[-100:]) > 600
-    assert 0 in drafted[-100:]  # and is looked at again
+    assert 0 in drafted[3:]  # and is looked at again
 
 
 @pytest.mark.parametrize(
@@ -189,17 +189,16 @@ def test_one_request_may_draft_while_another_doesnt() -> None:
     for _ in range(30):
         pace.note_outcome(0, 0, 1)
         pace.note_outcome(1, 4, 4)
-    lengths = pace.lengths({0: 9, 1: 9, 2: 0})
-    assert (lengths[0], lengths[2]) == (0, 0) or lengths[0] < lengths[1]
+    lengths = pace.lengths({0: 9, 1: 9}, 2)
+    assert lengths[0] <= 1
     assert lengths[1] > 2
+    assert pace.lengths({0: 9, 1: 1}, 2)[1] <= 1
 
 
 def test_what_a_text_repeats_is_found() -> None:
-    drafter = NgramDrafter()
 
     def guess(ids: list[int], length: int) -> list[int]:
-        sequence = InFlight(len(ids), Request(tuple(ids)), tokenizer=None)
-        return drafter.draft([sequence], [length])[0]
+        return NgramDrafter().draft([InFlight(1, Request(tuple(ids)), tokenizer=None)], [length])[0]
 
     assert guess([1, 2, 3, 4, 5, 1, 2], 3) == [3, 4, 5]
     assert guess([1, 2, 3, 4, 1], 3) == []  # one id is too little
@@ -246,7 +245,8 @@ def test_an_answer_ends_in_the_middle_of_a_draft() -> None:
     (whole,) = Engine(model()).generate([Request(PROMPTS[2], Sampling(max_tokens=40))])
     for most in range(1, 9):
         (done,) = answered([Request(PROMPTS[2], Sampling(max_tokens=most))])
-        assert done.accepted == most - done.rounds - (most == 1 or most % 6 == 1)
+        # the first token comes with the prompt, and none is drafted where one is left to say
+        assert done.accepted == (most - 1) - done.rounds - ((most - 1) % 6 == 1)
     stop = whole.ids[8]
     (done,) = answered([Request(PROMPTS[2], Sampling(max_tokens=40), frozenset({stop}))])
     assert (done.finish_reason, done.ids) == ("stop", whole.ids[: whole.ids.index(stop) + 1])
@@ -316,10 +316,13 @@ def test_a_prefix_of_what_was_drafted_and_refused_is_not_shared() -> None:
 
 def test_nobody_is_preempted_for_a_draft() -> None:
     requests = [Request((i, *PROMPTS[2]), Sampling(max_tokens=20)) for i in range(6)]
-    plain, drafting = (Engine(model(), blocks=24, block_size=4, draft=d, draft_length=8) for d in (None, Hostile()))
+    answers = {request.prompt: alone(request).ids for request in requests}
+    wrong = Oracle(answers, wrong=1)
+    plain, drafting = (Engine(model(), blocks=24, block_size=4, draft=d, draft_length=8) for d in (None, wrong))
     for a, b in zip(plain.generate(requests), drafting.generate(requests), strict=True):
         same(a, b)
-    assert drafting.stats().preemptions <= plain.stats().preemptions
+    assert drafting.stats().drafted > 0
+    assert drafting.stats().preemptions == plain.stats().preemptions > 0
     nothing_is_held(drafting)
 
 
@@ -360,11 +363,11 @@ def test_sampled_ids_follow_the_exact_distribution() -> None:
 
 
 def test_the_same_dice_guess_well_at_any_temperature() -> None:
-    """A sibling that rolls the request's own dice is right about as often as the two distributions overlap."""
+    """The likeliest id would be right in one case of ten; a sibling that rolls the request's own dice is in half."""
     requests = [Request(PROMPTS[2], Sampling(1.5, max_tokens=40, seed=seed)) for seed in range(12)]
-    engine = Engine(model(), draft=sibling(0.01), draft_length=3)
+    engine = Engine(model(), draft=sibling(0.01), draft_length=1)
     engine.generate(requests)
-    assert engine.stats().accepted / engine.stats().drafted > 0.8
+    assert engine.stats().accepted / engine.stats().drafted > 0.5
 
 
 @pytest.mark.parametrize(
