@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from herd.cli.draft import DraftOption
 from herd.cli.quant import QuantOption, chosen
 
 
@@ -17,6 +18,7 @@ def chat(
     ] = None,
     no_guard: Annotated[bool, typer.Option("--no-guard", help="Without the guard model.")] = False,
     quant: QuantOption = None,
+    draft: DraftOption = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
@@ -25,7 +27,7 @@ def chat(
     from herd.cli.conversation import Conversation, open_conversation
 
     conversation: Conversation = open_conversation(
-        run, sibling=sibling, base=base, guarded=not no_guard, guard=guard, quant=chosen(quant)
+        run, sibling=sibling, base=base, guarded=not no_guard, guard=guard, quant=chosen(quant), draft=draft
     )
     conversation.sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
     print(conversation.greeting())

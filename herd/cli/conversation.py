@@ -104,8 +104,9 @@ def open_conversation(
     guarded: bool = True,
     guard: Path | None = None,
     quant: NumberFormat | None = None,
+    draft: str | None = None,
 ) -> Conversation:
-    """Open a model of a run folder, or any model folder, with the guard at `guard` or that of the run.
+    """Open a model of a run folder, or any model folder, with the guard at `guard` or that of the run, and a draft.
 
     quant: the number format of the model's weights, not the guard's. Raises RunError naming what the run has.
     """
@@ -119,7 +120,7 @@ def open_conversation(
     if guard is None and model.run is not None and (model.run / "guard/config.json").exists():
         guard = model.run / "guard"
     opened = open_guard(guard, machine) if guard is not None and guarded and not base else None
-    engine = open_engine(model.path, machine, slots=1, quant=quant)
+    engine = open_engine(model.path, machine, slots=1, quant=quant, draft=draft)
     return Conversation(model.name, engine, model.codec, base, opened)
 
 

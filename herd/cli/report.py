@@ -37,13 +37,16 @@ def print_table(context: "Context", console: Console) -> None:
 
 def print_scores(ledger: "Ledger") -> None:
     """Print the scores of one model, a line a task."""
-    table = Table("task", "score", "± standard error", "items", box=None, pad_edge=False)
+    drafted = any("acceptance_length" in record.cost for record in ledger.scores())
+    columns = ["task", "score", "± standard error", "items", *["tokens a drafted round"] * drafted]
+    table = Table(*columns, box=None, pad_edge=False)
     for record in ledger.scores():
         facts = record.facts
         unit, scale = ("", 1) if facts["metric"] == "bits per byte" else (" %", 100)
         digits = 3 if scale == 1 else 1
         value, error = (f"{facts[key] * scale:.{digits}f}{unit}" for key in ("value", "stderr"))
-        table.add_row(str(facts["task"]), value, error, str(facts["n"]))
+        length = [str(record.cost.get("acceptance_length", "–"))] * drafted
+        table.add_row(str(facts["task"]), value, error, str(facts["n"]), *length)
     Console().print(table)
 
 

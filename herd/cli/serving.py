@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from herd.base.errors import HerdError
+from herd.cli.draft import DraftOption
 from herd.cli.quant import QuantOption, chosen
 
 
@@ -16,6 +17,7 @@ def serve(
     ] = None,
     no_guard: Annotated[bool, typer.Option("--no-guard", help="Without the guard model.")] = False,
     quant: QuantOption = None,
+    draft: DraftOption = None,
     host: Annotated[str, typer.Option(help="The address to listen on; this machine only by default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(help="A file of keys, one a line; others are refused.")] = None,
@@ -44,6 +46,6 @@ def serve(
     from herd.serve.logs import log_start
     from herd.stages.serving import open_service
 
-    service = open_service(path, config, guard=guard, guarded=not no_guard, quant=chosen(quant))
+    service = open_service(path, config, guard=guard, guarded=not no_guard, quant=chosen(quant), draft=draft)
     log_start(service)
     Server(build_app(service), service).run()

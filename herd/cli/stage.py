@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from herd.base.errors import RunError
+from herd.cli.draft import DraftOption
 from herd.cli.quant import QuantOption, chosen
 from herd.cli.raising import OverridesArgument, RunOption
 
@@ -61,12 +62,13 @@ def evaluate(
     base: Annotated[bool, typer.Option("--base", help="For a model folder: continue text, ask no dialogs.")] = False,
     to: Annotated[Path | None, typer.Option("--to", help="For a model folder: where the scores go.")] = None,
     quant: QuantOption = None,
+    draft: DraftOption = None,
 ) -> None:
     """Score every model of a run, or any model folder (with --items RUN), with standard errors."""
     folder = Path(target)
     if not folder.is_dir() or (folder / "recipe.yaml").is_file():
-        if items or base or to or quant:
-            raise RunError(f"--items, --base, --to and --quant are for a model folder, which {target} is not")
+        if items or base or to or quant or draft:
+            raise RunError(f"--items, --base, --to, --quant and --draft are for a model folder, which {target} is not")
         command("eval")(target, overrides, run)
         return
     if items is None:
@@ -77,7 +79,7 @@ def evaluate(
 
     out = to or Path(f"scores-{folder.resolve().name}{f'-{quant}' if quant else ''}")
     with display(["eval"]) as progress:
-        ledger = score_elsewhere(folder, items, out, progress, chat=not base, quant=chosen(quant))
+        ledger = score_elsewhere(folder, items, out, progress, chat=not base, quant=chosen(quant), draft=draft)
     print_scores(ledger)
     print(f"written      {out}")
 

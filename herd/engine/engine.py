@@ -7,19 +7,24 @@ Not for several threads: who serves many gives the engine one of its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from herd.base.errors import HerdError
 from herd.engine.blocks import BlockPool
+from herd.engine.drafter import Drafter, NgramDrafter
 from herd.engine.lockstep import LeadingRunner
 from herd.engine.request import Completion, Event, FinishReason, Request, Stats, Token
 from herd.engine.runner import Runner
 from herd.engine.runners import open_runner
-from herd.engine.sampler import choose
-from herd.engine.scheduler import Scheduler
+from herd.engine.sampler import Choices
+from herd.engine.scheduler import Scheduler, Share
 from herd.engine.sequence import Sequence as InFlight
+from herd.engine.sibling import ModelDrafter
+from herd.engine.speculation import Speculation
 from herd.model.cache import bytes_per_token
 from herd.model.transformer import Transformer
 from herd.runtime.device import free_memory_bytes
@@ -36,7 +41,10 @@ class Engine:
     block_size: positions a block. prefill_chunk: the most prompt ids a round. tokenizer: needed for stop strings.
     prefix_reuse: whether a prompt takes what the cache knows of its beginning. keep_weights: False gives the model
     to the engine, which may keep its weights in another layout alone. After a change of weights in place: `refresh`.
-    Raises HerdError where the cache holds no block.
+    draft: what guesses ids that are then verified together, which changes no answer: a smaller
+    model of the same vocabulary (its cache is as long, and `memory` is for both), "ngram" for what the text itself
+    said before, or a Drafter. draft_length: always so many ids at once; None: as many as pay, or none.
+    Raises HerdError where the cache holds no block, or the vocabularies differ.
     """
 
     def __init__(
@@ -51,6 +59,8 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         prefix_reuse: bool = True,
         keep_weights: bool = True,
+        draft: Transformer | Drafter | Literal["ngram"] | None = None,
+        draft_length: int | None = None,
     ) -> None:
         if min(block_size, max_running, prefill_chunk) < 1:
             raise HerdError(
@@ -59,7 +69,8 @@ class Engine:
         self.model = model.eval()
         self._tokenizer, self._keep_weights = tokenizer, keep_weights
         if blocks is None:
-            blocks = self._default_blocks(memory, max_running, block_size)
+            drafting = draft if isinstance(draft, Transformer) else None
+            blocks = self._default_blocks(memory, max_running, block_size, drafting)
         if blocks < 1:
             raise HerdError("a key/value cache without a block can't hold a request; give it more memory")
         pool = BlockPool(blocks)
@@ -68,14 +79,36 @@ class Engine:
             pool, block_size=block_size, max_running=max_running, chunk=prefill_chunk, reuse=prefix_reuse
         )
         self._runner: Runner = open_runner(model, blocks=blocks, block_size=block_size, keep_weights=keep_weights)
+        self._speculation: Speculation | None = None
+        if draft is not None:
+            if draft_length is not None and draft_length < 1:
+                raise HerdError(f"draft_length {draft_length}: must be 1 or more; leave out `draft` to draft nothing")
+            if isinstance(draft, Transformer):
+                draft = self._sibling(
+                    draft, blocks, block_size, chunk=prefill_chunk, reuse=prefix_reuse, keep_weights=keep_weights
+                )
+            self._speculation = Speculation(NgramDrafter() if draft == "ngram" else draft, length=draft_length)
         self._in_flight: dict[int, InFlight] = {}
         self._timed: dict[int, InFlight] = {}
         self._events: list[Event] = []  # still to be given out by `step`
         self._handles = self._prompt_tokens = self._tokens = 0
 
-    def _default_blocks(self, memory: int | None, max_running: int, block_size: int) -> int:
+    def _sibling(
+        self, draft: Transformer, blocks: int, block_size: int, *, chunk: int, reuse: bool, keep_weights: bool
+    ) -> ModelDrafter:
+        ours, theirs = self.model.config.vocab_size, draft.config.vocab_size
+        if theirs != ours:
+            raise HerdError(
+                f"a draft model of {theirs} ids can't guess for one of {ours}; take a sibling with the same tokenizer"
+            )
+        runner = open_runner(draft.eval(), blocks=blocks, block_size=block_size, keep_weights=keep_weights)
+        most = draft.config.max_positions
+        return ModelDrafter(runner, blocks=blocks, block_size=block_size, max_positions=most, chunk=chunk, reuse=reuse)
+
+    def _default_blocks(self, memory: int | None, max_running: int, block_size: int, draft: Transformer | None) -> int:
         parameter, config = next(self.model.parameters()), self.model.config
-        size = block_size * bytes_per_token(config, parameter.dtype)
+        models = [self.model] if draft is None else [self.model, draft]
+        size = block_size * sum(bytes_per_token(m.config, next(m.parameters()).dtype) for m in models)
         if memory is not None:
             if memory < size:
                 raise HerdError(f"a cache of {memory:,} bytes holds no block of {size:,}; give it more memory")
@@ -122,6 +155,7 @@ class Engine:
             scheduler.reused_tokens,
             self._tokens,
             scheduler.preemptions,
+            *(self._speculation.counts if self._speculation is not None else ()),
         )
 
     def generate(
@@ -193,27 +227,52 @@ class Engine:
         shares = self._scheduler.plan()
         if not shares:
             return events
-        ready = [share.sequence for share in shares if share.complete]
-        scores = self._runner.run(shares)
+        if self._speculation is not None:
+            shares = self._speculation.extend(shares, self._scheduler, self.capacity)
+        return events + self._choose(self._runner.run(shares), shares)
+
+    def _choose(self, scores: Tensor, shares: list[Share]) -> list[Event]:
+        """Choose place by place, every one as ever: a drafted id stands while it is the one that is chosen."""
+        firsts = accumulate((share.scored for share in shares), initial=0)
+        going = [(i, first) for i, (share, first) in enumerate(zip(shares, firsts, strict=False)) if share.scored]
+        stood: list[list[bool]] = [[] for _ in shares]
+        events, ended = list[Event](), list[tuple[InFlight, FinishReason, Token | None]]()
+        choices = Choices(scores, [share.sequence.picker for share in shares for _ in range(share.scored)])
+        place = 0
+        while going:
+            tokens = choices.at([first + place for _, first in going])
+            before, going = going, []
+            for (i, first), token in zip(before, tokens, strict=True):
+                sequence, drafted = shares[i].sequence, shares[i].drafted
+                reason = self._take(sequence, token)
+                if token is not None and place < len(drafted):
+                    stood[i].append(token.id == drafted[place])
+                if reason is not None:
+                    ended.append((sequence, reason, token))
+                    continue
+                events.append(Event(sequence.handle, token, cut=sequence.cut(None)))
+                if place < len(drafted) and stood[i][place]:
+                    going.append((i, first))
+            place += 1
         for share in shares:
             self._scheduler.advance(share)
-        chosen = choose(scores, [sequence.picker for sequence in ready]) if ready else []
-        return events + [self._take(sequence, token) for sequence, token in zip(ready, chosen, strict=True)]
+        if self._speculation is not None:
+            self._speculation.note(shares, stood)
+        return events + [self._finish(*each) for each in ended]
 
-    def _take(self, sequence: InFlight, token: Token | None) -> Event:
+    def _take(self, sequence: InFlight, token: Token | None) -> FinishReason | None:
         if token is None:  # the grammar is at its end, and no stop id was among what it allows
-            return self._finish(sequence, "stop")
+            return "stop"
         sequence.append(token)
         self._tokens += 1
-        reason = sequence.finish_reason(self.capacity)
-        if reason is not None:
-            return self._finish(sequence, reason, token)
-        return Event(sequence.handle, token, cut=sequence.cut(None))
+        return sequence.finish_reason(self.capacity)
 
     def _finish(self, sequence: InFlight, reason: FinishReason, token: Token | None = None) -> Event:
         self._scheduler.remove(sequence)
         del self._in_flight[sequence.handle]
         self._timed.pop(sequence.handle, None)
+        if self._speculation is not None:
+            self._speculation.forget(sequence)
         completion = sequence.completion(reason)
         return Event(sequence.handle, token, reason, completion.cut, completion)
 

@@ -89,7 +89,8 @@ class Completion:
     """All generated tokens, the stop token included, and why generation ended.
 
     cut: how many characters at the end of the text are a stop string and what came with its last token.
-    reused: how many ids of the prompt were found in the cache.
+    reused: how many ids of the prompt were found in the cache. drafted, accepted: ids that were proposed, and those of
+    them that became tokens, in so many `rounds`.
     """
 
     tokens: tuple[Token, ...]
@@ -97,6 +98,14 @@ class Completion:
     cut: int = 0
     prompt_logprobs: tuple[float, ...] | None = None
     reused: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    rounds: int = 0
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens a round in which something was drafted; 1 where nothing was."""
+        return 1 + self.accepted / max(1, self.rounds)
 
     @property
     def ids(self) -> list[int]:
@@ -133,7 +142,7 @@ class Stats:
     """The engine at one moment, and its counts since it was made. A block in use is one that a request holds.
 
     prompt_tokens counts what requests brought, reused_tokens what of it (and of preempted work) was found in the
-    cache; `tokens` were generated.
+    cache; `tokens` were generated; of `drafted` ids in `rounds` of single requests so many were `accepted`.
     """
 
     waiting: int
@@ -144,3 +153,6 @@ class Stats:
     reused_tokens: int
     tokens: int
     preemptions: int
+    drafted: int = 0
+    accepted: int = 0
+    rounds: int = 0

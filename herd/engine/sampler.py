@@ -1,11 +1,15 @@
 """Choosing the next token from scores: penalties, biases and grammar first, then greedy or by the request's own dice.
 
+Drafted ids need no rule of their own: each place behind one is chosen as any other, while what was drafted is what
+was chosen. So the tokens are those that would have come without a draft, by the same dice.
+
     scores -> (adjusted: only rows that ask) -> argmax
                                              \\-> / temperature -> top-k, min-p -> softmax -> top-p -> one draw
 
 Shape legend: b requests, v vocabulary.
 """
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -41,6 +45,14 @@ class Picker:
         if self.constraint is not None:
             self.constraint.accept(token_id)
 
+    def fork(self) -> "Picker":
+        """Return a copy that goes its own way, with dice that fall alike."""
+        other = copy.copy(self)
+        other.constraint = self.constraint.fork() if self.constraint is not None else None
+        other._said = self._said.copy()
+        other._dice = copy.copy(self._dice)
+        return other
+
     def roll(self) -> float:
         """Return a number in [0, 1): the next one of this request's own."""
         assert self._dice is not None
@@ -68,31 +80,48 @@ class Picker:
         return bool(allowed.any())
 
 
-def choose(scores_bv: Tensor, pickers: Sequence[Picker]) -> list[Token | None]:
-    """Return each row's token from float32 scores [b, vocab]; None where its grammar leaves nothing.
+class Choices:
+    """Scores [b, vocab] to choose from, float32, row by row in any order; `pickers` has the asker of each row.
 
-    Rows that are plainly greedy cost one argmax, whoever else is in the batch.
+    Rows that are plainly greedy cost one argmax over all, whoever else is in the batch.
     """
-    ids = scores_bv.argmax(-1)
-    dead: set[int] = set()
-    for_each = [i for i, picker in enumerate(pickers) if picker.adjusts or picker.draws]
-    if for_each:
-        rows = scores_bv[for_each]
-        dead = {i for i, row in zip(for_each, rows, strict=True) if pickers[i].adjusts and not pickers[i].adjust(row)}
+
+    def __init__(self, scores_bv: Tensor, pickers: Sequence[Picker]) -> None:
+        self._scores, self._pickers = scores_bv, pickers
+        best = scores_bv.max(-1)
+        self._total = scores_bv.logsumexp(-1)
+        self._ids = best.indices.tolist()
+        self._logprobs = (best.values - self._total).tolist()
+        self._tops = _tops(scores_bv, self._total, [picker.sampling.top_logprobs for picker in pickers])
+
+    def at(self, rows: Sequence[int]) -> list[Token | None]:
+        """Return the token of each of these rows; None where its grammar leaves nothing."""
+        asking = [row for row in rows if self._pickers[row].adjusts or self._pickers[row].draws]
+        found = self._ask(asking) if asking else {}
+        pairs = ((row, found.get(row, (self._ids[row], self._logprobs[row]))) for row in rows)
+        return [None if pair is None else Token(*pair, self._tops[row]) for row, pair in pairs]
+
+    def _ask(self, asking: list[int]) -> dict[int, tuple[int, float] | None]:
+        """Return the ids and log-probabilities of rows whose pickers adjust scores or draw."""
+        pickers = [self._pickers[row] for row in asking]
+        rows = self._scores[asking]
+        alive = [not picker.adjusts or picker.adjust(row) for picker, row in zip(pickers, rows, strict=True)]
         chosen = rows.argmax(-1)
-        drawn = [n for n, i in enumerate(for_each) if pickers[i].draws and i not in dead]
+        drawn = [n for n, picker in enumerate(pickers) if picker.draws and alive[n]]
         if drawn:
-            chosen[drawn] = _draw(rows[drawn], [pickers[for_each[n]] for n in drawn])
-        ids[for_each] = chosen
-    total = scores_bv.logsumexp(-1)
-    logprobs = (scores_bv.gather(1, ids.unsqueeze(1)).squeeze(1) - total).tolist()
-    tops = _tops(scores_bv, total, [picker.sampling.top_logprobs for picker in pickers])
-    rows_of = enumerate(zip(ids.tolist(), logprobs, tops, strict=True))
-    return [None if i in dead else Token(*row) for i, row in rows_of]
+            chosen[drawn] = _draw(rows[drawn], [pickers[n] for n in drawn])
+        logprobs = self._scores[asking, chosen] - self._total[asking]
+        pairs = zip(chosen.tolist(), logprobs.tolist(), strict=True)
+        return {row: pair if fine else None for row, pair, fine in zip(asking, pairs, alive, strict=True)}
+
+
+def choose(scores_bv: Tensor, pickers: Sequence[Picker]) -> list[Token | None]:
+    """Return each row's token from float32 scores [b, vocab]; None where its grammar leaves nothing."""
+    return Choices(scores_bv, pickers).at(range(len(pickers)))
 
 
 def _tops(scores_bv: Tensor, total_b: Tensor, counts: list[int]) -> list[tuple[tuple[int, float], ...]]:
-    most = min(max(counts), scores_bv.shape[1])
+    most = min(max(counts, default=0), scores_bv.shape[1])
     if most == 0:
         return [()] * len(counts)
     found = scores_bv.topk(most)

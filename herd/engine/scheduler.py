@@ -18,25 +18,27 @@ _RANK = attrgetter("rank")
 
 @dataclass(frozen=True)
 class Share:
-    """How many of a sequence's pending ids are run this round."""
+    """How many ids of a sequence are run this round: pending ones, then those `drafted` behind the last of them."""
 
     sequence: Sequence
     count: int
+    drafted: tuple[int, ...] = ()
 
     @property
     def complete(self) -> bool:
         """Whether the next token comes with it."""
-        return self.count == self.sequence.pending
+        return self.count == self.sequence.pending + len(self.drafted)
 
     @property
     def ids(self) -> list[int]:
         """The ids to run."""
-        return self.sequence.ids[self.sequence.stored : self.sequence.stored + self.count]
+        end = self.sequence.stored + self.count - len(self.drafted)
+        return [*self.sequence.ids[self.sequence.stored : end], *self.drafted]
 
     @property
     def scored(self) -> int:
         """Scores after how many of its last ids are wanted."""
-        return int(self.complete)
+        return 1 + len(self.drafted) if self.complete else 0
 
 
 class Scheduler:
@@ -48,6 +50,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.preemptions = 0
         self.reused_tokens = 0
+        self.spare = 0  # ids that the newest plan left of its chunk
         self._block_size, self._max_running, self._chunk, self._reuse = block_size, max_running, chunk, reuse
 
     def add(self, sequence: Sequence) -> None:
@@ -89,15 +92,32 @@ class Scheduler:
                 budget -= count
                 begun.update(self._new_keys(sequence, sequence.stored + count))
             shares.append(Share(sequence, count))
+        self.spare = budget
         return shares
 
-    def advance(self, share: Share) -> None:
-        """Take note that a share has run: its full blocks can be shared from now on."""
+    def extend(self, share: Share, drafted: list[int]) -> Share:
+        """Put drafted ids behind a share that has none, as many as the chunk and free blocks hold."""
         sequence, end = share.sequence, share.sequence.stored + share.count
+        held = (len(sequence.table) + self.pool.available) * self._block_size
+        fitting = tuple(drafted[: max(0, min(self.spare, held - end))])
+        end += len(fitting)
+        self.spare -= len(fitting)
+        sequence.table += self.pool.take(max(0, self._blocks(end) - len(sequence.table)))
+        return Share(sequence, share.count + len(fitting), fitting)
+
+    def advance(self, share: Share) -> None:
+        """Take note that a share has run and its tokens are taken: its full blocks can be shared from now on."""
+        sequence = share.sequence
+        # drafted ids that were not taken are no longer there: the next ids overwrite them
+        end = min(sequence.stored + share.count, len(sequence.ids) - 1)
         first = sequence.stored // self._block_size
         for number, key in enumerate(self._new_keys(sequence, end), first):
             self.pool.publish(sequence.table[number], key)
         sequence.stored = end
+        if share.drafted:
+            kept = self._blocks(len(sequence.ids))
+            self.pool.release(sequence.table[kept:])
+            del sequence.table[kept:]
 
     def _new_keys(self, sequence: Sequence, end: int) -> list[bytes]:
         """Return the keys of the blocks that are full when `end` positions are stored and not yet now."""

@@ -27,6 +27,7 @@ class Sequence:
         self.stored = 0
         self.reused = 0
         self.running = False
+        self.drafted = self.accepted = self.rounds = 0
         self.picker = Picker(request)
         strings = request.stop_strings
         self._stops = StopFinder(tokenizer, strings) if strings and tokenizer is not None else None
@@ -85,4 +86,5 @@ class Sequence:
     def completion(self, reason: FinishReason) -> Completion:
         """Return what was generated."""
         logprobs = tuple(self.prompt_logprobs) if self.request.sampling.prompt_logprobs else None
-        return Completion(tuple(self.tokens), reason, self.cut(reason), logprobs, self.reused)
+        counts = self.reused, self.drafted, self.accepted, self.rounds
+        return Completion(tuple(self.tokens), reason, self.cut(reason), logprobs, *counts)

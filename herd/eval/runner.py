@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from herd.engine.request import Stats
 from herd.eval.scorers import CHAT_ONLY, SCORERS, Item
 from herd.eval.statistics import grouped, mean, ratio
 from herd.eval.subject import Subject
@@ -14,10 +15,11 @@ GROUPS = ("lang", "hazard", "kind", "length", "depth")
 
 @dataclass(frozen=True)
 class Score:
-    """What the ledger keeps of one task and model, and the items behind it."""
+    """What the ledger keeps of one task and model, and the items behind it; `cost`: what another time may differ."""
 
     facts: Mapping[str, Any]
     items: Sequence[Mapping[str, Any]]
+    cost: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_task(subject: Subject, task: str, items: Sequence[Item]) -> Score | None:
@@ -31,6 +33,7 @@ def run_task(subject: Subject, task: str, items: Sequence[Item]) -> Score | None
     fitting = [item for item in items if subject.fits(item)]
     if not fitting:
         return None
+    before = subject.engine.stats()
     scored = SCORERS[kind](subject, fitting)
     facts = {
         "task": task,
@@ -44,7 +47,15 @@ def run_task(subject: Subject, task: str, items: Sequence[Item]) -> Score | None
     }
     if kind == "tool":
         facts["well_formed"] = mean([row["well_formed"] for row in scored]).to_json()
-    return Score(facts, scored)
+    return Score(facts, scored, _speculation(before, subject.engine.stats()))
+
+
+def _speculation(before: Stats, after: Stats) -> dict[str, Any]:
+    """Return what was drafted and accepted between two moments, if anything was."""
+    rounds, drafted, accepted = (getattr(after, n) - getattr(before, n) for n in ("rounds", "drafted", "accepted"))
+    if not rounds:
+        return {}
+    return {"drafted": drafted, "accepted": accepted, "acceptance_length": round(1 + accepted / rounds, 2)}
 
 
 def _groups(scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -99,6 +99,8 @@ class _Engines(Collector):
                 "generated_tokens": "Tokens generated",
                 "prompt_tokens": "Tokens of prompts",
                 "reused_tokens": "Tokens of prompts found in the cache",
+                "drafted_tokens": "Tokens guessed ahead",
+                "accepted_tokens": "Guessed tokens that became part of an answer",
                 "preemptions": "Requests that had to make room for others and start again",
             }.items()
         }
@@ -113,6 +115,8 @@ class _Engines(Collector):
                 "generated_tokens": stats.tokens,
                 "prompt_tokens": stats.prompt_tokens,
                 "reused_tokens": stats.reused_tokens,
+                "drafted_tokens": stats.drafted,
+                "accepted_tokens": stats.accepted,
                 "preemptions": stats.preemptions,
             }
             for name, family in (gauges | counters).items():

@@ -71,11 +71,17 @@ class Reply:
         asked, said = sum(map(len, prompts)), sum(answer.tokens for answer in self.answers)
         done = [answer.completion for answer in self.answers[:: self.job.per_prompt]]
         reused = sum(completion.reused for completion in done if completion)
+        whole = [answer.completion for answer in self.answers if answer.completion]
+        drafted, accepted = (sum(getattr(each, name) for each in whole) for name in ("drafted", "accepted"))
         return {
             "prompt_tokens": asked,
             "completion_tokens": said,
             "total_tokens": asked + said,
             "prompt_tokens_details": {"cached_tokens": reused},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": drafted - accepted,
+            },
         }
 
     def guarded(self, verdict: Verdict | None) -> Json:

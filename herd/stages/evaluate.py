@@ -47,12 +47,20 @@ def run(context: Context, key: str) -> Outcome:
 
 
 def score_elsewhere(
-    path: Path, items: Path, target: Path, progress: Progress, *, chat: bool, quant: NumberFormat | None = None
+    path: Path,
+    items: Path,
+    target: Path,
+    progress: Progress,
+    *,
+    chat: bool,
+    quant: NumberFormat | None = None,
+    draft: str | None = None,
 ) -> Ledger:
     """Score any model on the items of a run: a ledger of scores in `target`, every item beside it.
 
     `chat` says whether dialogs are asked or text is continued, `quant` in which number format the weights are.
-    Raises RunError where the run has no items, or `target` is there already.
+    draft: who drafts (see `open_draft`); how much of it was accepted is part of a score's cost, for it depends on the
+    machine's speed. Raises RunError where the run has no items, or `target` is there already.
     """
     corpus = items / "corpus"
     if not (corpus / "bench").is_dir() and not (corpus / "heldout.jsonl").is_file():
@@ -60,7 +68,7 @@ def score_elsewhere(
     if target.exists():
         raise RunError(f"{target}: is there already; remove it or choose another --to")
     model, machine = open_folder(path), set_up(RuntimeConfig())
-    engine = open_engine(model.path, machine, slots=EvalConfig().slots, quant=quant)
+    engine = open_engine(model.path, machine, slots=EvalConfig().slots, quant=quant, draft=draft)
     name = f"{model.slug}-{quant}" if quant else model.slug
     subject = Subject(name, engine, model.codec, chat, advance=progress.advance)
     ledger = Ledger(target / "ledger.jsonl")
@@ -69,7 +77,8 @@ def score_elsewhere(
         name = f"{score.facts['task']}.jsonl"
         write_jsonl(target / name, score.items)
         writes, reads = {name: hash_file(target / name)}, {str(model.path): hash_tree(model.path)}
-        ledger.append("score", f"eval/{score.facts['task']}", facts=score.facts, reads=reads, writes=writes)
+        step = f"eval/{score.facts['task']}"
+        ledger.append("score", step, facts=score.facts, cost=score.cost, reads=reads, writes=writes)
     progress.stage("eval", "done", f"{len(ledger.records)} scores")
     return ledger
 

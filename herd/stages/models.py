@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from herd.base.errors import ConfigError, DataError, RunError
 from herd.base.hazards import PROMPT_HAZARDS
@@ -16,6 +17,7 @@ from herd.guard.shield import Shield
 from herd.model.config import ModelConfig
 from herd.model.published import recognise
 from herd.model.quant import NumberFormat
+from herd.model.transformer import Transformer
 from herd.model.weights import is_model, is_quantised, load_config, load_model
 from herd.runtime.device import Machine
 from herd.tokenizer.bpe import Tokenizer
@@ -116,17 +118,49 @@ def open_engine(
     slots: int,
     tokenizer: Tokenizer | None = None,
     quant: NumberFormat | None = None,
+    draft: str | None = None,
 ) -> Engine:
     """Load a model folder into an engine, in the machine's number format. Raises RunError when it isn't there.
 
     tokenizer: what stop strings are looked for with. quant: the number format of the weights instead (`load_model`).
+    draft: who drafts (see `open_draft`).
     """
     if not is_model(folder):
         raise RunError(f"{folder}: no model there yet; run `herd raise` on this run folder first")
     model = load_model(folder, dtype=machine.dtype, device=machine.device, quant=quant)
     # a GPU's matrix units want more rows at once than a processor's
     chunk = 2048 if machine.device.type == "cuda" else 512
-    return Engine(model, max_running=slots, prefill_chunk=chunk, tokenizer=tokenizer, keep_weights=False)
+    return Engine(
+        model,
+        max_running=slots,
+        prefill_chunk=chunk,
+        tokenizer=tokenizer,
+        keep_weights=False,
+        draft=open_draft(draft, folder, machine, quant=quant) if draft else None,
+    )
+
+
+def open_draft(
+    name: str, folder: Path, machine: Machine, *, quant: NumberFormat | None = None
+) -> Transformer | Literal["ngram"]:
+    """Open who drafts for the model in `folder`: "ngram", a sibling of its run by name, or a model folder.
+
+    quant: its weights' number format. A base model gets the sibling's base model. Raises HerdError where there is none,
+    or it has another tokenizer.
+    """
+    if name == "ngram":
+        return "ngram"
+    siblings = [place / "siblings" for place in folder.resolve().parents if (place / "recipe.yaml").is_file()]
+    known = next((place / name for place in siblings if (place / name).is_dir()), None)
+    if known is None and not Path(name).is_dir():
+        names = sorted(path.name for place in siblings[:1] for path in place.glob("*"))
+        raise RunError(f"no draft {name!r}; give {', '.join(['ngram', *names])}, or a model folder")
+    place = find_model(known or Path(name))
+    if known and is_model(known / folder.name):
+        place = known / folder.name
+    if load_tokenizer(place).ranks != load_tokenizer(folder).ranks:
+        raise ConfigError(f"{place} can't draft for {folder}: their tokenizers differ")
+    return load_model(place, dtype=machine.dtype, device=machine.device, quant=quant)
 
 
 def open_guard(folder: Path, machine: Machine, *, slots: int = 4) -> Guard:

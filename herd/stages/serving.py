@@ -35,16 +35,22 @@ def open_service(
     guard: Path | None = None,
     guarded: bool = True,
     quant: NumberFormat | None = None,
+    draft: str | None = None,
 ) -> Service:
     """Open a run (the flagship at once, its other models when first asked for), or one model folder.
 
     guard: a guard's folder; the run's own unless given. quant: the number format of the models' weights, not the
-    guard's. Raises HerdError where there is no model, or the guard fails its self-test.
+    guard's. draft: who drafts for the default model and its base model (see `open_draft`); "ngram" does for all.
+    Raises HerdError where there is no model, or the guard fails its self-test.
     """
     default = open_folder(path)
     machine = set_up(_runtime(default.run))
     models = Models(
-        [_offer(name, folder, machine, config, quant) for name, folder in _models(path, default)],
+        [
+            # the default model and its base model: a sibling that drafts for them serves as it is
+            _offer(name, folder, machine, config, quant, draft if _drafted(folder, default, draft) else None)
+            for name, folder in _models(path, default)
+        ],
         most_open=config.most_open,
     )
     metrics = Metrics()
@@ -73,7 +79,14 @@ def _models(path: Path, default: ModelFolder) -> Iterator[tuple[str, ModelFolder
             yield place.name if folder is made[0] else f"{place.name}/base", open_folder(folder)
 
 
-def _offer(name: str, folder: ModelFolder, machine: Machine, config: ServeConfig, quant: NumberFormat | None) -> Offer:
+def _offer(
+    name: str,
+    folder: ModelFolder,
+    machine: Machine,
+    config: ServeConfig,
+    quant: NumberFormat | None,
+    draft: str | None,
+) -> Offer:
     # what was already shown in a stream can't be dropped, as the official reading would
     codec = DialogCodec(folder.tokenizer, replace(folder.layout, reading="exact"))
     return Offer(
@@ -82,8 +95,20 @@ def _offer(name: str, folder: ModelFolder, machine: Machine, config: ServeConfig
         base=folder.run is not None and folder.path.name == "base",
         context=folder.config.max_positions,
         created=int(folder.path.stat().st_mtime),
-        open=partial(open_engine, folder.path, machine, slots=config.slots, tokenizer=folder.tokenizer, quant=quant),
+        open=partial(
+            open_engine,
+            folder.path,
+            machine,
+            slots=config.slots,
+            tokenizer=folder.tokenizer,
+            quant=quant,
+            draft=draft,
+        ),
     )
+
+
+def _drafted(folder: ModelFolder, default: ModelFolder, draft: str | None) -> bool:
+    return draft == "ngram" or folder.path.parent == default.path.parent
 
 
 def _own_guard(model: ModelFolder) -> Path | None:
