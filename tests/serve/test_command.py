@@ -92,6 +92,16 @@ class Process:
         next(stream)
         return stream
 
+    def refuses(self) -> bool:
+        """Wait until new requests are refused because the server drains; the signal is seen by then."""
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            try:
+                self.client.completions.create(model="flagship/base", prompt="Once", max_tokens=1)
+            except openai.InternalServerError as refused:
+                return refused.code == "draining"
+        return False
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -150,12 +160,7 @@ def test_a_process_drains_on_the_first_signal_and_stops_on_the_second(
         served.first_answer()
         stream = served.long_stream()
         served.own.send_signal(signal.SIGTERM)
-        while True:  # the signal is seen when new requests are refused
-            try:
-                served.client.completions.create(model="flagship/base", prompt="Once", max_tokens=1)
-            except openai.InternalServerError as refused:
-                assert refused.code == "draining"
-                break
+        assert served.refuses()
         if signals == 2:
             served.own.send_signal(signal.SIGTERM)
             with pytest.raises(openai.APIConnectionError):
