@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from http.client import HTTPConnection, HTTPResponse
 from typing import Any, cast
 
 import openai
@@ -36,6 +37,17 @@ class Running:
         """Return the official client for it."""
         self.clients.append(openai.OpenAI(base_url=f"{self.url}/v1", max_retries=0, **{"api_key": "any", **options}))
         return self.clients[-1]
+
+    def send(self, path: str, body: bytes | None = None, **headers: str) -> tuple[HTTPResponse, bytes]:
+        """POST a body, or GET where there is none; return the response and its content."""
+        connection = HTTPConnection(self.url.removeprefix("http://"), timeout=20)
+        headers = {"Content-Type": "application/json", **headers}
+        connection.request("GET" if body is None else "POST", path, body, headers)
+        response = connection.getresponse()
+        content = response.read()
+        response.close()
+        connection.close()
+        return response, content
 
     def idle(self, seconds: float = 5.0) -> bool:
         """Wait until no request is under way; say whether that came to pass."""

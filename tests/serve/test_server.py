@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,6 @@ from herd.serve.config import ServeConfig, read_keys
 
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
-
-
-def send(server: Running, path: str, body: bytes | None, **headers: str) -> tuple[HTTPResponse, bytes]:
-    connection = HTTPConnection(server.url.removeprefix("http://"), timeout=20)
-    headers = {"Content-Type": "application/json", **headers}
-    connection.request("GET" if body is None else "POST", path, body, headers)
-    response = connection.getresponse()
-    content = response.read()
-    response.close()
-    connection.close()
-    return response, content
 
 
 def soon(condition: Callable[[], object], seconds: float = 5.0) -> bool:
@@ -102,7 +91,7 @@ BAD_BODIES = {
 
 @pytest.mark.parametrize(("body", "status"), BAD_BODIES.items(), ids=lambda value: repr(value)[:60])
 def test_a_bad_request_is_told_what_is_wrong_with_it(server: Running, body: bytes, status: int) -> None:
-    response, content = send(server, CHAT, body)
+    response, content = server.send(CHAT, body)
     assert response.status == status, content
     error = json.loads(content)["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -112,7 +101,7 @@ def test_a_bad_request_is_told_what_is_wrong_with_it(server: Running, body: byte
 
 @pytest.mark.parametrize("prompt", ["[]", '[""]', "[[]]", "[99999]", "[-1]", "[[0], []]", '"' + "x" * 5000 + '"', "{}"])
 def test_bad_prompts_of_completions(server: Running, prompt: str) -> None:
-    response, content = send(server, "/v1/completions", b'{"model": "m/base", "prompt": %s}' % prompt.encode())
+    response, content = server.send("/v1/completions", b'{"model": "m/base", "prompt": %s}' % prompt.encode())
     # an empty text is begin_of_text alone, which is fine
     assert response.status == (200 if prompt == '[""]' else 400), content
 
@@ -128,14 +117,14 @@ def test_odd_but_valid_requests_are_answered(server: Running) -> None:
         changed(tools=[TOOL | {"function": {"name": "f", "parameters": {"properties": 3, "type": []}}}]),
     ]
     for body in odd:
-        response, content = send(server, CHAT, body)
+        response, content = server.send(CHAT, body)
         assert response.status in (200, 400), content
         assert response.status == 200 or b'"properties": 3' in body
 
 
 def test_unknown_places_and_methods(server: Running) -> None:
     for path, body, status in [("/v1/nothing", b"{}", 404), (CHAT, None, 405), ("/v1/models/%ff", None, 404)]:
-        response, content = send(server, path, body)
+        response, content = server.send(path, body)
         assert response.status == status
         assert json.loads(content)["error"]["type"] == "invalid_request_error"
 
@@ -152,18 +141,18 @@ def test_a_body_without_its_length_is_counted(server: Running) -> None:
 
 
 def test_the_page_and_the_facts(server: Running) -> None:
-    response, content = send(server, "/", None)
+    response, content = server.send("/", None)
     assert response.status == 200
     assert b"<!doctype html>" in content
     assert response.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
-    assert send(server, "/health", None)[0].status == 200
-    assert send(server, "/ready", None)[0].status == 200
-    send(server, CHAT, changed())
-    metrics = send(server, "/metrics", None)[1].decode()
+    assert server.send("/health", None)[0].status == 200
+    assert server.send("/ready", None)[0].status == 200
+    server.send(CHAT, changed())
+    metrics = server.send("/metrics", None)[1].decode()
     assert 'herd_requests_total{path="/v1/chat/completions",status="200"}' in metrics
     assert 'herd_time_to_first_token_seconds_count{model="m"}' in metrics
     assert 'herd_cache_blocks{model="m"} 100.0' in metrics
-    schema = json.loads(send(server, "/openapi.json", None)[1])
+    schema = json.loads(server.send("/openapi.json", None)[1])
     assert CHAT in schema["paths"]
 
 
@@ -176,11 +165,11 @@ def test_keys_are_asked_for_where_there_are_some(tmp_path: Path) -> None:
                 server.client(api_key=key).chat.completions.create(**HELLO)
         for key in ("secret", "other"):
             assert server.client(api_key=key).models.list().data
-        assert send(server, "/ready", None)[0].status == 200
-        refused, _ = send(server, "/v1/models", None, Origin="https://page.example")
+        assert server.send("/ready", None)[0].status == 200
+        refused, _ = server.send("/v1/models", None, Origin="https://page.example")
         assert refused.status == 401
         assert refused.headers["Access-Control-Allow-Origin"] == "https://page.example"
-        foreign, _ = send(server, "/v1/models", None, Origin="https://other.example")
+        foreign, _ = server.send("/v1/models", None, Origin="https://other.example")
         assert "Access-Control-Allow-Origin" not in foreign.headers
     file.write_text("# none\n")
     with pytest.raises(ConfigError, match="holds no key"):
@@ -224,7 +213,7 @@ def test_a_client_that_leaves_ends_its_work_at_once(streamed: bool) -> None:
         assert soon(lambda: sorted(engine.cancelled) == [1, 2, 3], 1.0)
         assert server.idle()
         engine.hold.set()
-        assert send(server, "/ready", None)[0].status == 200
+        assert server.send("/ready", None)[0].status == 200
 
 
 def test_an_engine_that_fails_is_an_error_in_the_right_shape() -> None:
@@ -256,7 +245,7 @@ def test_what_the_guard_could_not_judge_is_not_sent() -> None:
     with running({"m": ScriptedEngine()}, guard=Failing()) as server:
         with pytest.raises(openai.InternalServerError):
             server.client().chat.completions.create(**HELLO)
-        _, content = send(server, CHAT, changed(stream=True))
+        _, content = server.send(CHAT, changed(stream=True))
         assert b"Hello" not in content
         assert b"its log says why" in content
         assert server.idle()
@@ -268,8 +257,8 @@ def test_the_first_signal_drains_and_the_second_stops() -> None:
     with running({"m": engine}) as server:
         stream = server.client().chat.completions.create(**HELLO, stream=True)
         server.server.handle_exit(signal.SIGTERM, None)
-        assert send(server, "/ready", None)[0].status == 503
-        response, content = send(server, CHAT, changed())
+        assert server.send("/ready", None)[0].status == 503
+        response, content = server.send(CHAT, changed())
         assert response.status == 503
         assert json.loads(content)["error"]["code"] == "draining"
         engine.hold.set()
