@@ -198,10 +198,11 @@ class LlamaCpp:
 def _openvino_facts(path: Path) -> Facts:
     import openvino
 
+    graph = openvino.Core().read_model(path / "openvino_model.xml")
     matrices: dict[str, Any] = {}
-    for op in openvino.Core().read_model(path / "openvino_model.xml").get_ops():
-        name, size = op.get_friendly_name(), int(np.prod(op.get_output_shape(0))) if op.get_output_size() else 0
-        if op.get_type_name() == "Constant" and size >= 1 << 14 and "scale" not in name and "zero_point" not in name:
+    for op in (op for op in graph.get_ops() if op.get_type_name() == "Constant"):
+        name = op.get_friendly_name()
+        if op.data.size >= 1 << 14 and "scale" not in name and "zero_point" not in name:
             matrices[name] = op
 
     def of(part: str) -> list[Any]:
