@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -26,6 +27,10 @@ from typing import Any, Protocol
 import numpy as np
 
 LIMIT = 0.25  # cores that others may take
+WINDOW = 1024  # positions a sequence, more than any comparison needs
+CHUNK = 512  # prompt tokens that go through a model at once
+Prompts = Sequence[Sequence[int]]
+_LOOK = 0.5  # seconds
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -39,13 +44,21 @@ class Facts:
     cache: str
 
 
+def timed(step: Callable[[], object], count: int = 1) -> float:
+    """Return the seconds of so many calls."""
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    return time.perf_counter() - start
+
+
 class Contestant(Protocol):
     """An engine with a model. All times are in seconds and include the choice of the likeliest token."""
 
     def facts(self) -> Facts:
         """Return what it stores."""
 
-    def decode(self, prompts: Sequence[Sequence[int]], steps: int) -> float:
+    def decode(self, prompts: Prompts, steps: int) -> float:
         """Run the prompts, then time so many steps, each with a token for every prompt."""
 
     def prefill(self, prompt: Sequence[int]) -> float:
@@ -102,7 +115,7 @@ def _work(pipe: Connection, make: Callable[..., Contestant], args: tuple[Any, ..
     try:
         contestant = make(*args)
     except ModuleNotFoundError as error:
-        pipe.send((f"no module {error.name}: install the `bench` extra", 0.0, None))
+        pipe.send((f"no module {error.name}: install the `bench` and `reference` extras", 0.0, None))
         return
     except Exception as error:  # a peer that can't open a model is left out, with its own words
         traceback.print_exc()
@@ -149,10 +162,18 @@ class Rounds:
         return [a / b for a, b in zip(self.rates[ours], self.rates[theirs], strict=True)]
 
 
-def play(
-    workers: Sequence[Worker], method: str, args: tuple[Any, ...], *, work: float, rounds: int, limit: int
-) -> Rounds:
-    """Give every worker one turn to warm up, then as many as make `rounds` quiet rounds, at most `limit`.
+def wait_until_quiet(patience: float) -> None:
+    """Wait until others take less than LIMIT cores, at most so many seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        before = busy_seconds()
+        time.sleep(_LOOK)
+        if busy_seconds() - before <= LIMIT * _LOOK:
+            return
+
+
+def play(workers: Sequence[Worker], method: str, args: tuple[Any, ...], *, work: float, chosen: Namespace) -> Rounds:
+    """Give every worker one turn to warm up, then as many as make `chosen.rounds` quiet rounds, at most `.limit`.
 
     work: what a turn does, in tokens; rates are tokens a second. A worker that fails is left out.
     """
@@ -166,10 +187,14 @@ def play(
             able.append(worker)
     quiet: list[dict[str, float]] = []
     loud: list[dict[str, float]] = []
-    while able and len(quiet) < rounds and len(quiet) + len(loud) < limit:
-        turns = {worker.name: worker.turn(method, *args) for worker in able}
-        row = {name: work / turn.value for name, turn in turns.items()}
-        (quiet if max(turn.foreign for turn in turns.values()) <= LIMIT else loud).append(row)
+    while able and len(quiet) < chosen.rounds and len(quiet) + len(loud) < chosen.limit:
+        row, foreign = {}, 0.0
+        for worker in able:
+            wait_until_quiet(chosen.patience)
+            turn = worker.turn(method, *args)
+            row[worker.name] = work / turn.value
+            foreign = max(foreign, turn.foreign)
+        (quiet if foreign <= LIMIT else loud).append(row)
     kept = quiet or loud
     rates = {worker.name: [row[worker.name] for row in kept] for worker in able}
     return Rounds(rates, len(loud) if quiet else 0, disturbed=not quiet)
@@ -187,7 +212,7 @@ def rival(name: str, ours: Iterable[str]) -> str | None:
 
 
 def _bits(name: str) -> int:
-    found = re.search(r":\w*?(?:int|q|f)(\d+)", name)
+    found = re.search(r":\w*?(?:int|q|fp|f)(\d+)", name)
     return int(found[1]) if found else 16
 
 
@@ -223,5 +248,6 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--limit", type=int, default=15, help="the most rounds, quiet or not")
+    parser.add_argument("--patience", type=float, default=20, help="seconds to wait for a quiet machine before a turn")
     parser.add_argument("--json", type=Path, help="add results to this file, a line a table")
     return parser

@@ -4,7 +4,8 @@ Every contestant runs `--batch` prompts of `--prompt` tokens, then `--steps` tim
 Rounds are interleaved and ratios taken within a round (arena.py); the error of scores is against herd in float32:
 root mean square of the difference over that of the scores, both centred, after one prompt.
 
-Run `python benchmarks/decode.py S --batch 1 8 32`, or with a model folder instead of S; needs the `bench` extra.
+Run `python benchmarks/decode.py S --batch 1 8 32`, or with a model folder instead of S. Needs the `bench`, `gguf` and
+`reference` extras; forms.py says what OpenVINO's models are made with.
 """
 
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def main() -> None:
     wrong = errors(workers, forms, threads=chosen.threads)
     for batch in chosen.batch:
         args = (prompts(forms.config.vocab_size, batch, chosen.prompt), chosen.steps)
-        found = play(workers, "decode", args, work=batch * chosen.steps, rounds=chosen.rounds, limit=chosen.limit)
+        found = play(workers, "decode", args, work=batch * chosen.steps, chosen=chosen)
         print(f"\n{forms.name}, decoding, batch {batch}, {chosen.threads} threads, prompts of {chosen.prompt}")
         print_table(found, facts, wrong)
         if chosen.json:

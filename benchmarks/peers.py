@@ -18,12 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arena import Contestant, Facts, Worker
+from arena import CHUNK, WINDOW, Contestant, Facts, Prompts, Worker, timed
 from forms import Forms
-
-Prompts = Sequence[Sequence[int]]
-WINDOW = 1024  # positions a sequence, more than any comparison needs
-CHUNK = 512
+from openvino_peers import GenAI, OpenVINO
 
 
 def enter(spec: str, forms: Forms, *, threads: int, batch: int) -> Worker:
@@ -47,13 +44,6 @@ class _Absent(Worker):
 
     def close(self) -> None:
         """Nothing was started."""
-
-
-def _steps(step: Callable[[], object], count: int) -> float:
-    start = time.perf_counter()
-    for _ in range(count):
-        step()
-    return time.perf_counter() - start
 
 
 class Herd:
@@ -96,7 +86,7 @@ class Herd:
         waiting = set(handles)
         while waiting:
             waiting -= {event.handle for event in self._engine.step()}
-        seconds = _steps(self._engine.step, steps)
+        seconds = timed(self._engine.step, steps)
         for handle in handles:
             self._engine.cancel(handle)
         while self._engine.busy:
@@ -183,132 +173,16 @@ class LlamaCpp:
             last = self._run([(token, place, i) for i, token in enumerate(last)], len(last))
             place += 1
 
-        return _steps(step, steps)
+        return timed(step, steps)
 
     def prefill(self, prompt: Sequence[int]) -> float:
         self._clear()
-        return _steps(lambda: self._start(prompt, 0), 1)
+        return timed(lambda: self._start(prompt, 0), 1)
 
     def logits(self, prompt: Sequence[int]) -> np.ndarray:
         self._clear()
         self._start(prompt, 0)
         return self._scores(len(prompt) - 1).copy()
-
-
-def _openvino_facts(path: Path) -> Facts:
-    import openvino
-
-    matrices: dict[str, Any] = {}
-    for op in openvino.Core().read_model(path / "openvino_model.xml").get_ops():
-        name, size = op.get_friendly_name(), int(np.prod(op.get_output_shape(0))) if op.get_output_size() else 0
-        if op.get_type_name() == "Constant" and size >= 1 << 14 and "scale" not in name and "zero_point" not in name:
-            matrices[name] = op
-
-    def of(part: str) -> list[Any]:
-        return [op for name, op in matrices.items() if part in name]
-
-    def kinds(found: list[Any]) -> str:
-        return ", ".join(sorted({op.get_output_element_type(0).get_type_name() for op in found}))
-
-    rows, heads = of("embed_tokens"), of("lm_head")
-    stored = (path / "openvino_model.bin").stat().st_size
-    stored -= sum(op.data.nbytes for op in rows) if heads else 0
-    return Facts(kinds(of("layers.")), kinds(heads or rows), stored, "its choice")
-
-
-class OpenVINO:
-    """OpenVINO's runtime on the stateful model, one request with a row a prompt."""
-
-    def __init__(self, path: Path, kind: str, threads: int, batch: int) -> None:
-        import openvino
-
-        self._path = path
-        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-        self._request = (
-            openvino.Core().compile_model(path / "openvino_model.xml", "CPU", settings).create_infer_request()
-        )
-
-    def facts(self) -> Facts:
-        return _openvino_facts(self._path)
-
-    def _run(self, ids: np.ndarray, first: int) -> np.ndarray:
-        rows, count = ids.shape
-        places = np.tile(np.arange(first, first + count), (rows, 1))
-        mask = np.ones((rows, first + count), np.int64)
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": places,
-            "beam_idx": np.arange(rows, dtype=np.int32),
-        }
-        self._request.infer(inputs, share_inputs=True, share_outputs=True)
-        return self._request.get_tensor("logits").data[:, -1]
-
-    def decode(self, prompts: Prompts, steps: int) -> float:
-        self._request.reset_state()
-        last = self._run(np.array(prompts, np.int64), 0).argmax(-1)[:, None]
-        place = len(prompts[0])
-
-        def step() -> None:
-            nonlocal last, place
-            last = self._run(last, place).argmax(-1)[:, None]
-            place += 1
-
-        return _steps(step, steps)
-
-    def prefill(self, prompt: Sequence[int]) -> float:
-        self._request.reset_state()
-        return _steps(lambda: self._run(np.array([prompt], np.int64), 0).argmax(-1), 1)
-
-    def logits(self, prompt: Sequence[int]) -> np.ndarray:
-        self._request.reset_state()
-        return self._run(np.array([prompt], np.int64), 0)[0].copy()
-
-
-class GenAI:
-    """OpenVINO GenAI's continuous batching: paged attention, a step at a time."""
-
-    def __init__(self, path: Path, kind: str, threads: int, batch: int) -> None:
-        import openvino_genai
-
-        self._genai, self._path, self._count = openvino_genai, path, 0
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.max_num_seqs, scheduler.max_num_batched_tokens = batch, max(CHUNK, batch)
-        scheduler.cache_size, scheduler.enable_prefix_caching = 2, False
-        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        self._pipe = openvino_genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", settings)
-
-    def facts(self) -> Facts:
-        return _openvino_facts(self._path)
-
-    def _add(self, prompt: Sequence[int], tokens: int) -> Any:
-        import openvino
-
-        config = self._genai.GenerationConfig()
-        config.max_new_tokens, config.ignore_eos, config.do_sample = tokens, True, False
-        self._count += 1
-        return self._pipe.add_request(self._count, openvino.Tensor(np.array([prompt], np.int64)), config)
-
-    def decode(self, prompts: Prompts, steps: int) -> float:
-        handles = [self._add(prompt, WINDOW // 2) for prompt in prompts]
-        while not all(handle.can_read() for handle in handles):
-            self._pipe.step()
-        seconds = _steps(self._pipe.step, steps)
-        for handle in handles:
-            handle.cancel()
-        while self._pipe.has_non_finished_requests():
-            self._pipe.step()
-        return seconds
-
-    def prefill(self, prompt: Sequence[int]) -> float:
-        self._add(prompt, 1)
-        start = time.perf_counter()
-        while self._pipe.has_non_finished_requests():
-            self._pipe.step()
-        return time.perf_counter() - start
-
-    def logits(self, prompt: Sequence[int]) -> np.ndarray:
-        raise NotImplementedError("GenAI gives tokens only; see openvino")
 
 
 class Transformers:
@@ -354,7 +228,7 @@ class Transformers:
             last = self._run(self._step, last, cache, place).argmax(-1)[:, None]
             place += 1
 
-        return _steps(step, steps)
+        return timed(step, steps)
 
     def _generated(self, prompts: Prompts, tokens: int) -> float:
         """Return the time from when every prompt has its first token."""
@@ -369,7 +243,7 @@ class Transformers:
 
     def prefill(self, prompt: Sequence[int]) -> float:
         ids = self._torch.tensor([prompt])
-        return _steps(lambda: self._run(self._model, ids, self._cache(), 0).argmax(-1), 1)
+        return timed(lambda: self._run(self._model, ids, self._cache(), 0).argmax(-1), 1)
 
     def logits(self, prompt: Sequence[int]) -> np.ndarray:
         return self._run(self._model, self._torch.tensor([prompt]), self._cache(), 0)[0].float().numpy()

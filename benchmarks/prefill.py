@@ -19,7 +19,7 @@ def main() -> None:
     wrong = errors(workers, forms, threads=chosen.threads)
     for length in chosen.prompt:
         args = (prompts(forms.config.vocab_size, 1, length)[0],)
-        found = play(workers, "prefill", args, work=length, rounds=chosen.rounds, limit=chosen.limit)
+        found = play(workers, "prefill", args, work=length, chosen=chosen)
         print(f"\n{forms.name}, prefill of {length} tokens, {chosen.threads} threads")
         print_table(found, facts, wrong)
         if chosen.json:

@@ -13,6 +13,7 @@ Run `python benchmarks/serve.py MODEL --llama-server PATH`; needs the `bench`, `
 llama-server built with GGML_NATIVE=ON (from the source that llama-cpp-python carries, so that versions are equal).
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from arena import LIMIT, busy_seconds, options, rival, spread, write_json
+from arena import LIMIT, busy_seconds, options, rival, spread, wait_until_quiet, write_json
 from forms import Forms
 
 from herd.tokenizer.hf_files import load_tokenizer
@@ -149,7 +150,7 @@ def chats(
     return [shared | {"messages": [{"role": "user", "content": text}]} for text in texts]
 
 
-def commands(chosen, forms: Forms) -> dict[str, list[str]]:
+def commands(chosen: argparse.Namespace, forms: Forms) -> dict[str, list[str]]:
     """Return how each server is started."""
     found = {}
     for kind in chosen.herd:
@@ -170,7 +171,7 @@ def commands(chosen, forms: Forms) -> dict[str, list[str]]:
     return found
 
 
-def play(servers: Sequence[Server], chosen, forms: Forms) -> tuple[dict[str, list[Load]], int]:
+def play(servers: Sequence[Server], chosen: argparse.Namespace, forms: Forms) -> tuple[dict[str, list[Load]], int]:
     """Return quiet rounds by server, and how many were dropped; all of them where none was quiet."""
     tokenizer = load_tokenizer(forms.hf)
     words = [
@@ -191,6 +192,7 @@ def play(servers: Sequence[Server], chosen, forms: Forms) -> tuple[dict[str, lis
                 length=chosen.words,
                 tokens=chosen.tokens,
             )
+            wait_until_quiet(chosen.patience)
             before, clock = _others(servers), time.perf_counter()
             row[server.name] = Load.of(asyncio.run(_clients(server.port, bodies)))
             foreign = max(foreign, (_others(servers) - before) / (time.perf_counter() - clock))
