@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -61,23 +61,28 @@ def evaluate(
     base: Annotated[bool, typer.Option("--base", help="For a model folder: continue text, ask no dialogs.")] = False,
     to: Annotated[Path | None, typer.Option("--to", help="For a model folder: where the scores go.")] = None,
     quant: QuantOption = None,
+    backend: Annotated[
+        Literal["herd", "vllm"], typer.Option("--backend", help="For a model folder: what runs it.")
+    ] = "herd",
 ) -> None:
     """Score every model of a run, or any model folder (with --items RUN), with standard errors."""
     folder = Path(target)
     if not folder.is_dir() or (folder / "recipe.yaml").is_file():
-        if items or base or to or quant:
-            raise RunError(f"--items, --base, --to and --quant are for a model folder, which {target} is not")
+        if items or base or to or quant or backend != "herd":
+            raise RunError(f"--items, --base, --to, --quant, --backend are for a model folder, which {target} is not")
         command("eval")(target, overrides, run)
         return
     if items is None:
         raise RunError(f"{target}: a model folder has no items of its own; name a run that has: --items runs/meadow")
+    if quant and backend != "herd":
+        raise RunError(f"--quant {quant} is for herd's own engine; vLLM takes weights as they are stored: leave it out")
     from herd.cli.display import display
     from herd.cli.report import print_scores
     from herd.stages.evaluate import score_elsewhere
 
-    out = to or Path(f"scores-{folder.resolve().name}{f'-{quant}' if quant else ''}")
+    out = to or Path(f"scores-{folder.resolve().name}{f'-{quant or backend}' if quant or backend != 'herd' else ''}")
     with display(["eval"]) as progress:
-        ledger = score_elsewhere(folder, items, out, progress, chat=not base, quant=chosen(quant))
+        ledger = score_elsewhere(folder, items, out, progress, chat=not base, quant=chosen(quant), backend=backend)
     print_scores(ledger)
     print(f"written      {out}")
 
