@@ -1,7 +1,7 @@
 """A stand-in for vLLM: its classes by their own names and fields, over a toy model, one pass a token, greedy.
 
-Written after vllm/sampling_params.py, outputs.py, logprobs.py and v1/engine/llm_engine.py: a field that isn't there is a
-TypeError, a value out of range a ValueError, and deltas come several tokens at a time.
+Written after vllm/sampling_params.py, outputs.py, logprobs.py and v1/engine/llm_engine.py: a field that isn't there
+is a TypeError, a value out of range a ValueError, and deltas come several tokens at a time.
 """
 
 import sys

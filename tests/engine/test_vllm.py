@@ -9,16 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 from fake_vllm import RequestOutputKind, install
-from toys import TOY, byte_tokenizer, toy_documents, toy_model
+from toys import TOY, byte_tokenizer, save_model, toy_documents, toy_model
 
-from herd.base.errors import HerdError
+from herd.base.errors import ConfigError, HerdError, RunError
+from herd.base.files import write_jsonl
+from herd.base.progress import Silent
+from herd.cli.stage import evaluate
 from herd.engine.backend import Backend
 from herd.engine.engine import Engine
 from herd.engine.request import Completion, Request, Sampling
 from herd.engine.vllm import VLLMBackend
+from herd.runtime.device import Machine
+from herd.stages.evaluate import score_elsewhere
+from herd.stages.models import ModelFolder, open_vllm
+from herd.tokenizer.layout import Layout
 
 TEXT = TOY.model_copy(update={"vocab_size": 512})
 CLOSE = {"rtol": 0, "atol": 1e-5}
+CPU = Machine(torch.device("cpu"), torch.float32, 1, "a processor")
 
 
 @pytest.fixture
@@ -188,3 +196,35 @@ def test_without_vllm_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(HerdError, match="pip install vllm"):
         VLLMBackend(Path("model"), tokenizer=byte_tokenizer())
+
+
+def test_a_model_is_scored_by_either_with_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = toy_model(TEXT), byte_tokenizer()
+    folder, items = tmp_path / "model", tmp_path / "run"
+    folder.mkdir()
+    save_model(dict(model.named_parameters()), TEXT, folder, bos_id=tokenizer.bos_id, eos_ids=[tokenizer.eos_id])
+    tokenizer.save(folder)
+    texts = ["Rot und grün.", "a" * 300, ""]
+    rows = [{"id": str(n), "lang": "de", "text": text} for n, text in enumerate(texts)]
+    write_jsonl(items / "corpus/heldout.jsonl", rows)
+    monkeypatch.setattr("herd.stages.evaluate.set_up", lambda runtime: CPU)
+    install(monkeypatch, model)
+    figures = []
+    for backend in ("herd", "vllm"):
+        ledger = score_elsewhere(folder, items, tmp_path / backend, Silent(), chat=False, backend=backend)
+        figures.append([record.facts["value"] for record in ledger.records])
+    assert figures[0] == pytest.approx(figures[1], abs=1e-5)
+    assert figures[0] != []
+    (name,) = {record.facts["model"] for record in ledger.records}
+    assert name == "model-vllm"
+
+
+def test_vllm_takes_hugging_face_directories_only(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path, TOY, byte_tokenizer(), Layout())
+    with pytest.raises(ConfigError, match="Hugging Face"):
+        open_vllm(folder, CPU, slots=4)
+
+
+def test_options_that_dont_go_together_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="--quant int8 is for herd's own engine"):
+        evaluate(str(tmp_path), items=tmp_path, quant="int8", backend="vllm")
