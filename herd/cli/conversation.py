@@ -8,7 +8,7 @@ from herd.base.config import validate
 from herd.base.errors import RunError
 from herd.base.messages import Dialog, Message
 from herd.base.run import RunFolder
-from herd.engine.engine import Engine
+from herd.engine.backend import Backend
 from herd.engine.request import Request, Sampling
 from herd.guard.classifier import Guard, Verdict
 from herd.guard.shield import REFUSAL
@@ -27,7 +27,7 @@ class Conversation:
     """The turns so far. `guard` judges what is said to the model and what it says."""
 
     name: str
-    engine: Engine
+    engine: Backend
     codec: DialogCodec
     base: bool
     guard: Guard | None

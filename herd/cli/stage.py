@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -63,23 +63,31 @@ def evaluate(
     to: Annotated[Path | None, typer.Option("--to", help="For a model folder: where the scores go.")] = None,
     quant: QuantOption = None,
     draft: DraftOption = None,
+    backend: Annotated[
+        Literal["herd", "vllm"], typer.Option("--backend", help="For a model folder: what runs it.")
+    ] = "herd",
 ) -> None:
     """Score every model of a run, or any model folder (with --items RUN), with standard errors."""
     folder = Path(target)
     if not folder.is_dir() or (folder / "recipe.yaml").is_file():
-        if items or base or to or quant or draft:
-            raise RunError(f"--items, --base, --to, --quant and --draft are for a model folder, which {target} is not")
+        if items or base or to or quant or draft or backend != "herd":
+            options = "--items, --base, --to, --quant, --draft and --backend"
+            raise RunError(f"{options} are for a model folder, which {target} is not")
         command("eval")(target, overrides, run)
         return
     if items is None:
         raise RunError(f"{target}: a model folder has no items of its own; name a run that has: --items runs/meadow")
+    if (quant or draft) and backend != "herd":
+        raise RunError("--quant and --draft are for herd's own engine; vLLM takes weights as they are stored")
     from herd.cli.display import display
     from herd.cli.report import print_scores
     from herd.stages.evaluate import score_elsewhere
 
-    out = to or Path(f"scores-{folder.resolve().name}{f'-{quant}' if quant else ''}")
+    out = to or Path(f"scores-{folder.resolve().name}{f'-{quant or backend}' if quant or backend != 'herd' else ''}")
     with display(["eval"]) as progress:
-        ledger = score_elsewhere(folder, items, out, progress, chat=not base, quant=chosen(quant), draft=draft)
+        ledger = score_elsewhere(
+            folder, items, out, progress, chat=not base, quant=chosen(quant), draft=draft, backend=backend
+        )
     print_scores(ledger)
     print(f"written      {out}")
 

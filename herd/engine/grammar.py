@@ -26,9 +26,13 @@ from herd.tokenizer.layout import Layout
 
 
 class Grammar:
-    """A place in a grammar. An id that doesn't fit, or a grammar past llguidance's limits, leaves nothing allowed."""
+    """A place in a grammar. An id that doesn't fit, or a grammar past llguidance's limits, leaves nothing allowed.
 
-    def __init__(self, matcher: Any, n_vocab: int) -> None:
+    source: the grammar in llguidance's Lark, for whoever else is to follow it; None once an id was accepted.
+    """
+
+    def __init__(self, matcher: Any, n_vocab: int, source: str | None = None) -> None:
+        self.source = source
         self._matcher = matcher
         self._n_vocab = n_vocab
 
@@ -41,11 +45,12 @@ class Grammar:
 
     def accept(self, token_id: int) -> None:
         """Take the id that came."""
+        self.source = None
         self._matcher.consume_token(token_id)
 
     def fork(self) -> "Grammar":
         """Return a copy that goes its own way."""
-        return Grammar(self._matcher.deep_copy(), self._n_vocab)
+        return Grammar(self._matcher.deep_copy(), self._n_vocab, self.source)
 
 
 def json_constraint(tokenizer: Tokenizer, schema: Mapping[str, Any] | None) -> Constraint:
@@ -63,8 +68,8 @@ def regex_constraint(tokenizer: Tokenizer, pattern: str) -> Constraint:
     Raises ConfigError.
     """
     check_pattern(pattern)
-    grammar = _llguidance().LLMatcher.grammar_from_regex(pattern)
-    return _compile(tokenizer, grammar, f"the regular expression {pattern[:80]!r}")
+    (grammar,) = json.loads(_llguidance().LLMatcher.grammar_from_regex(pattern))["grammars"]
+    return _compile(tokenizer, grammar["lark_grammar"], f"the regular expression {pattern[:80]!r}")
 
 
 def choice_constraint(tokenizer: Tokenizer, choices: Sequence[str]) -> Constraint:
@@ -112,7 +117,7 @@ def _compile(
     if matcher.is_error():
         reason = " ".join(matcher.get_error().split())
         raise ConfigError(f"{what} can't be followed: {reason:.300}")
-    compiled = Grammar(matcher, tokenizer.n_vocab)
+    compiled = Grammar(matcher, tokenizer.n_vocab, grammar)
     if never_empty and not compiled.allowed()[: tokenizer.n_ranks].any():
         raise ConfigError(f"{what} can't be followed: nothing fits it")
     return compiled

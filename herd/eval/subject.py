@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from herd.base.messages import Dialog, Message, parse_dialog
-from herd.engine.engine import Engine
+from herd.engine.backend import Backend
 from herd.engine.request import Request, Sampling
 from herd.guard.shield import Shield
 from herd.tokenizer.codec import DialogCodec
@@ -19,7 +19,7 @@ class Subject:
     """`chat` says whether dialogs are asked (instruct models) or plain text is continued (base models)."""
 
     name: str
-    engine: Engine
+    engine: Backend
     codec: DialogCodec
     chat: bool
     shield: Shield | None = None
@@ -56,7 +56,7 @@ class Subject:
 
 
 def answers(
-    engine: Engine,
+    engine: Backend,
     codec: DialogCodec,
     dialogs: Sequence[Dialog],
     *,

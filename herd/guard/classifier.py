@@ -7,7 +7,7 @@ from itertools import islice
 
 from herd.base.hazards import PROMPT_HAZARDS
 from herd.base.messages import Message
-from herd.engine.engine import Engine
+from herd.engine.backend import Backend
 from herd.engine.request import Completion, Request, Sampling
 from herd.tokenizer.codec import DialogCodec
 from herd.tokenizer.guard_dialect import GuardForm, guard_dialog, read_answer
@@ -33,7 +33,7 @@ class Guard:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Backend,
         codec: DialogCodec,
         *,
         threshold: float = 0.5,

@@ -9,13 +9,14 @@ from herd.base.errors import RunError
 from herd.base.files import hash_file, hash_tree, read_jsonl, write_jsonl
 from herd.base.ledger import Ledger
 from herd.base.progress import Progress
+from herd.engine.backend import Backend, BackendName
 from herd.eval.runner import Score, bits_per_byte, run_task
 from herd.eval.subject import Subject
 from herd.guard.shield import Shield
 from herd.model.quant import NumberFormat
 from herd.runtime.config import RuntimeConfig
 from herd.runtime.device import set_up
-from herd.stages.models import open_engine, open_folder, open_shield
+from herd.stages.models import open_engine, open_folder, open_shield, open_vllm
 from herd.stages.recipe import EvalConfig
 from herd.stages.step import Context, Outcome
 
@@ -55,12 +56,14 @@ def score_elsewhere(
     chat: bool,
     quant: NumberFormat | None = None,
     draft: str | None = None,
+    backend: BackendName = "herd",
 ) -> Ledger:
     """Score any model on the items of a run: a ledger of scores in `target`, every item beside it.
 
     `chat` says whether dialogs are asked or text is continued, `quant` in which number format the weights are.
     draft: who drafts (see `open_draft`); how much of it was accepted is part of a score's cost, for it depends on the
-    machine's speed. Raises RunError where the run has no items, or `target` is there already.
+    machine's speed. `backend` says what runs the model; vLLM reads quantised weights as they are stored, and knows
+    neither `quant` nor `draft`. Raises RunError where the run has no items, or `target` is there already.
     """
     corpus = items / "corpus"
     if not (corpus / "bench").is_dir() and not (corpus / "heldout.jsonl").is_file():
@@ -68,8 +71,13 @@ def score_elsewhere(
     if target.exists():
         raise RunError(f"{target}: is there already; remove it or choose another --to")
     model, machine = open_folder(path), set_up(RuntimeConfig())
-    engine = open_engine(model.path, machine, slots=EvalConfig().slots, quant=quant, draft=draft)
-    name = f"{model.slug}-{quant}" if quant else model.slug
+    slots = EvalConfig().slots
+    engine: Backend
+    if backend == "vllm":
+        engine = open_vllm(model, machine, slots=slots)
+    else:
+        engine = open_engine(model.path, machine, slots=slots, quant=quant, draft=draft)
+    name = "-".join([model.slug, *([quant] if quant else []), *([backend] if backend != "herd" else [])])
     subject = Subject(name, engine, model.codec, chat, advance=progress.advance)
     ledger = Ledger(target / "ledger.jsonl")
     progress.stage("eval", "running", subject.name)

@@ -10,7 +10,9 @@ from typing import Literal
 from herd.base.errors import ConfigError, DataError, RunError
 from herd.base.hazards import PROMPT_HAZARDS
 from herd.base.messages import Dialog, Message
+from herd.engine.backend import Backend
 from herd.engine.engine import Engine
+from herd.engine.vllm import VLLMBackend
 from herd.eval.subject import answers
 from herd.guard.classifier import Guard
 from herd.guard.shield import Shield
@@ -163,6 +165,14 @@ def open_draft(
     return load_model(place, dtype=machine.dtype, device=machine.device, quant=quant)
 
 
+def open_vllm(model: ModelFolder, machine: Machine, *, slots: int) -> VLLMBackend:
+    """Load a Hugging Face directory into vLLM, in the machine's number format. Raises HerdError."""
+    if not (model.path / "config.json").is_file():
+        raise ConfigError(f"{model.path}: vLLM reads Hugging Face directories; `herd import` or `export` writes one")
+    dtype = str(machine.dtype).removeprefix("torch.")
+    return VLLMBackend(model.path, tokenizer=model.tokenizer, dtype=dtype, max_running=slots)
+
+
 def open_guard(folder: Path, machine: Machine, *, slots: int = 4) -> Guard:
     """Load a guard model: one of herd's, or a Llama Guard 3, which is asked in its own words. Raises HerdError."""
     model = open_folder(folder)
@@ -173,7 +183,7 @@ def open_guard(folder: Path, machine: Machine, *, slots: int = 4) -> Guard:
     return Guard(engine, model.codec, form="official" if official else "compact", hazards=hazards)
 
 
-def open_shield(run: Path, engine: Engine, codec: DialogCodec, machine: Machine, *, max_tokens: int = 64) -> Shield:
+def open_shield(run: Path, engine: Backend, codec: DialogCodec, machine: Machine, *, max_tokens: int = 64) -> Shield:
     """Return the run's guard around an engine."""
     guard = open_guard(run / "guard", machine, slots=64)
 
