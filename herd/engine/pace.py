@@ -3,8 +3,9 @@
     tokens   of a request with n drafted ids of which each is accepted with chance a: 1 + a + a^2 + ... + a^n
     seconds  of a round: those of so many rows (all ids that are run) in the model, and of n passes of the drafter
 
-All lengths are compared with none. What was never tried counts as free, so it is tried. What lost is forgotten after
-some time, longer each time, and so tried again. No clock here: whoever has one tells what it showed.
+All lengths are compared with none. What was never tried counts as free, so it is tried; and drafting stops where it was
+slower in fact, whatever was to be expected. Once in a while the way not taken is measured anew; drafting that didn't
+pay, after twice the time each time. No clock here: whoever has one tells what it showed.
 """
 
 from collections import deque
@@ -16,8 +17,10 @@ _PRIOR = 0.7  # acceptance before anything is known
 _TRUST = 2.0  # tries after which a request's own acceptance counts as much as everybody's
 _OWN, _ALL = 0.9, 0.99  # what a round's acceptance counts for after the next one of the request, of the engine
 _LEAST = 0.1  # chance of an id's being accepted below which it is not drafted
-_FADING = 0.98  # what a round's drafting counts for after the next one
+_FADING = 0.95  # what a round's drafting counts for after the next one
 _BELIEVED = 3  # measurements before which nothing is known
+_ENOUGH = 8  # drafted rounds after which facts count
+_SPIKE = 4  # times the usual seconds of a round: more was other work
 _GAIN = 1.03  # measurements are no better than that
 _PATIENCE, _MOST_PATIENCE = 64, 1024  # rounds until what is decided is put to the test
 
@@ -37,10 +40,7 @@ class Cost:
 
 
 class Costs:
-    """What rounds of about so many sequences cost: in the model, by rows a sequence, and a pass of the drafter.
-
-    A pass costs its share of all that the drafter did, reading prompts too: that pays only where answers are long.
-    """
+    """What rounds of about so many sequences cost: in the model, by rows a sequence, and a pass of the drafter."""
 
     def __init__(self) -> None:
         self.plain = Cost()
@@ -49,18 +49,30 @@ class Costs:
     def forget(self) -> None:
         """Forget what drafting cost."""
         self._more: dict[int, Cost] = {}
-        self._seconds = self._passes = 0.0
-        self._notes = 0
+        self._passes = Cost()
+        self._won = self._spent = 0.0
+        self._tried = 0
 
     def note_round(self, sequences: int, rows: int, seconds: float) -> None:
         """Take a measurement of the model."""
         cost = self.plain if rows == sequences else self._more.setdefault(_kind(sequences, rows), Cost())
         cost.note(seconds)
 
-    def note_draft(self, passes: int, seconds: float) -> None:
+    def note_pass(self, seconds: float) -> None:
         """Take a measurement of the drafter."""
-        self._seconds, self._passes = _FADING * self._seconds + seconds, _FADING * self._passes + passes
-        self._notes += 1
+        self._passes.note(seconds)
+
+    def note_gain(self, rounds: float, model: float, drafter: float) -> None:
+        """Take note of a drafted round: of the plain rounds that would have said as much, and its own seconds."""
+        if self.plain.seconds is not None:
+            self._won = _FADING * self._won + rounds * self.plain.seconds
+            self._spent = _FADING * self._spent + min(model, _SPIKE * self.plain.seconds) + drafter
+            self._tried += 1
+
+    @property
+    def lost(self) -> bool:
+        """Whether drafting was slower than it would have been without, all that it took counted."""
+        return self._tried >= _ENOUGH and self._won * _GAIN < self._spent
 
     def of(self, sequences: int, rows: int, passes: int) -> float:
         """Return the seconds of a round; a kind that isn't known costs as much as the next smaller one."""
@@ -71,8 +83,7 @@ class Costs:
             if known is not None and known.seconds is not None:
                 seconds = known.seconds
                 break
-        believed = self._notes >= _BELIEVED and self._passes
-        return seconds + (passes * self._seconds / self._passes if believed else 0.0)
+        return seconds + passes * (self._passes.seconds or 0.0)
 
 
 @dataclass
@@ -97,7 +108,7 @@ class Pace:
         self._all = _unknown()
         self._own: dict[int, Acceptance] = {}
         self._seen: set[int] = set()
-        self._rounds, self._patience, self._on = 0, _PATIENCE, True
+        self._rounds, self._patience = 0, _PATIENCE
 
     def lengths(self, rooms: Mapping[int, int], rows: int) -> dict[int, int]:
         """Return how many ids to draft for each request that decodes in a round of so many rows without drafts.
@@ -123,8 +134,16 @@ class Pace:
         self._seen.add(rows)
 
     def note_draft(self, sequences: int, passes: int, seconds: float) -> None:
-        """Take note of what the drafter did in a round of so many sequences."""
-        self._of(sequences).note_draft(passes, seconds)
+        """Take note of what drafting in a round of so many sequences cost."""
+        self._of(sequences).note_pass(seconds / passes)
+
+    def note_gain(self, sequences: int, tokens: int, *, model: float | None, drafter: float) -> None:
+        """Take note of the tokens of a round in which the drafter worked, and of all the seconds of both.
+
+        model: None where it had other work too, or nothing was drafted.
+        """
+        costs = self._of(sequences)
+        costs.note_gain(tokens / sequences, (costs.plain.seconds or 0.0) if model is None else model, drafter)
 
     def note_outcome(self, handle: int, hits: int, tries: int) -> None:
         """Take note of how many drafted ids were accepted, of those that were tried."""
@@ -142,15 +161,14 @@ class Pace:
 
     def _test(self, rooms: Mapping[int, int], rows: int, best: dict[int, int]) -> dict[int, int]:
         """Put to the test what has been decided for some time."""
-        on, costs = any(best.values()), self._of(len(rooms))
-        self._patience = min(_MOST_PATIENCE, 2 * self._patience) if on == self._on else _PATIENCE
-        self._rounds, self._on = 0, on
-        if not on:
+        self._rounds, costs = 0, self._of(len(rooms))
+        if not any(best.values()):
+            self._patience = min(_MOST_PATIENCE, 2 * self._patience)
             costs.forget()
             self._all = _unknown()
             self._own.clear()
             return self._best(rooms, rows, costs)
-        costs.plain = Cost()
+        self._patience, costs.plain = _PATIENCE, Cost()
         off = [handle for handle, room in rooms.items() if room and not best[handle]]
         if off:
             del self._own[max(off, key=lambda handle: self._request(handle).quiet)]
@@ -160,6 +178,8 @@ class Pace:
         chances = {handle: self.chance(handle) for handle in rooms}
         reach = {handle: min(room, _reach(chances[handle], self._longest)) for handle, room in rooms.items()}
         best = dict.fromkeys(rooms, 0)
+        if costs.lost:
+            return best
         rate = _GAIN * len(rooms) / costs.of(len(rooms), rows, 0)
         for longest in range(1, max(reach.values()) + 1):
             lengths = {handle: min(longest, most) for handle, most in reach.items()}

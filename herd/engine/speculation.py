@@ -23,7 +23,9 @@ class Speculation:
     ) -> None:
         self._drafter, self._length, self._clock = drafter, length, clock
         self._pace = Pace()
-        self._began, self._decoding = 0.0, 0
+        self._began = self._drafting = 0.0  # of this round: when it went to the model; seconds of the drafter
+        self._decoding: list[InFlight] = []
+        self._said = 0
         self.drafted = self.accepted = self.rounds = 0
 
     def extend(self, shares: list[Share], scheduler: Scheduler, capacity: int) -> list[Share]:
@@ -34,19 +36,33 @@ class Speculation:
         else:
             lengths = {handle: min(self._length, room) for handle, room in rooms.items()}
         wanted = [share.sequence for share in shares if lengths.get(share.sequence.handle)]
-        began, drafts = self._clock(), dict[int, list[int]]()
-        if wanted:
-            ready = self._drafter.prepare(wanted)
-            found = self._drafter.draft(ready, [lengths[sequence.handle] for sequence in ready]) if ready else []
-            drafts = {sequence.handle: ids for sequence, ids in zip(ready, found, strict=True)}
-            self._pace.note_draft(len(rooms), max(map(len, found), default=0), self._clock() - began)
-        self._decoding, self._began = len(rooms), self._clock()
+        drafts = self._draft(wanted, lengths, len(rooms)) if wanted else {}
+        self._decoding = [share.sequence for share in shares if share.sequence.handle in rooms]
+        self._said = sum(len(sequence.tokens) for sequence in self._decoding)
+        self._began = self._clock()
         return [scheduler.extend(share, drafts.get(share.sequence.handle, [])) for share in shares]
+
+    def _draft(self, wanted: list[InFlight], lengths: dict[int, int], decoding: int) -> dict[int, list[int]]:
+        began = self._clock()
+        ready = self._drafter.prepare(wanted)
+        prepared = self._clock()
+        drafts = self._drafter.draft(ready, [lengths[sequence.handle] for sequence in ready]) if ready else []
+        ended = self._clock()
+        if passes := max(map(len, drafts), default=0):
+            self._pace.note_draft(decoding, passes, ended - prepared)
+        self._drafting = ended - began
+        return {sequence.handle: ids for sequence, ids in zip(ready, drafts, strict=True)}
 
     def note(self, shares: list[Share], stood: Sequence[Sequence[bool]]) -> None:
         """Take note of a round that has run: which drafted ids of each share stood, as far as they were tried."""
-        if self._decoding:
-            self._pace.note_round(self._decoding, sum(share.count for share in shares), self._clock() - self._began)
+        seconds, decoding = self._clock() - self._began, len(self._decoding)
+        if decoding:
+            self._pace.note_round(decoding, sum(share.count for share in shares), seconds)
+        if self._drafting:
+            tokens = sum(len(sequence.tokens) for sequence in self._decoding) - self._said
+            model = seconds if decoding == len(shares) and any(share.drafted for share in shares) else None
+            self._pace.note_gain(decoding, tokens, model=model, drafter=self._drafting)
+        self._drafting, self._decoding = 0.0, []
         for share, outcome in zip(shares, stood, strict=True):
             if share.drafted:
                 sequence, hits = share.sequence, sum(outcome)

@@ -144,19 +144,36 @@ def test_no_schedule_changes_an_answer_or_leaks_a_block(engine: Engine, schedule
     nothing_is_held(engine)
 
 
-def told(pace: Pace, acceptance: float, *, row: float, draft: float, rounds: int, requests: int = 1) -> list[int]:
-    """Play rounds in which a row costs so much beyond a base of 1, and return how many ids each round drafted."""
+def told(
+    pace: Pace,
+    acceptance: float,
+    *,
+    row: float,
+    draft: float,
+    rounds: int,
+    requests: int = 1,
+    prompt: float = 0.0,
+    ends: float = 0.0,
+) -> list[int]:
+    """Play rounds in which a row costs so much beyond a base of 1, and return how many ids each round drafted.
+
+    prompt: seconds of each round in which the drafter reads. ends: tokens a request that never come, for it has ended.
+    """
     dice, drafted = random.Random(0), []
     for _ in range(rounds):
         lengths = pace.lengths(dict.fromkeys(range(requests), 20), requests)
         drafted.append(sum(lengths.values()))
         pace.note_round(requests, requests + drafted[-1], 1 + row * (requests + drafted[-1]))
-        if drafted[-1]:
-            pace.note_draft(requests, max(lengths.values()), draft * max(lengths.values()))
+        said, longest = requests, max(lengths.values())
         for handle, length in lengths.items():
             hits = next((n for n in range(length) if dice.random() >= acceptance), length)
+            said += hits
             if length:
                 pace.note_outcome(handle, hits, min(hits + 1, length))
+        if longest:
+            pace.note_draft(requests, longest, draft * longest)
+            model = 1 + row * (requests + drafted[-1])
+            pace.note_gain(requests, said - ends * requests, model=model, drafter=draft * longest + prompt)
     return drafted
 
 
@@ -175,6 +192,14 @@ def test_drafting_stops_where_it_doesnt_pay(acceptance: float, row: float, draft
     drafted = told(Pace(), acceptance, row=row, draft=draft, rounds=3000, requests=requests)
     assert any(drafted)
     assert sum(map(bool, drafted[500:])) < 100
+
+
+def test_what_is_slower_in_fact_stops_whatever_was_expected() -> None:
+    costs = {"row": 0.01, "draft": 0.05, "rounds": 3000}
+    for unforeseen in ({"prompt": 8.0}, {"ends": 6.0}):
+        drafted = told(Pace(), 0.95, **costs, **unforeseen)  # ty: ignore
+        assert any(drafted)
+        assert sum(map(bool, drafted[500:])) < 150
 
 
 def test_drafting_starts_again_when_it_begins_to_pay() -> None:
