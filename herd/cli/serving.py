@@ -23,6 +23,7 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="A file of keys, one a line; others are refused.")] = None,
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait for a model before others get 429.")] = 64,
     max_tokens: Annotated[int | None, typer.Option(help="The longest answer, in tokens; else the context.")] = None,
+    metrics_open: Annotated[bool, typer.Option("--metrics-open", help="Let /metrics be read without a key.")] = False,
     cors: Annotated[list[str] | None, typer.Option(help="An origin whose pages may ask; may be repeated.")] = None,
 ) -> None:
     """Serve models over HTTP, in the OpenAI API's shapes, with a chat page at /. Ctrl-C drains, twice stops."""
@@ -34,6 +35,7 @@ def serve(
         max_waiting=max_waiting,
         max_tokens=max_tokens,
         cors=tuple(cors or ()),
+        metrics_open=metrics_open,
         keys=read_keys(api_key_file) if api_key_file else frozenset(),
     )
     try:

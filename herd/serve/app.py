@@ -23,8 +23,18 @@ from herd.serve.service import Job, Reply, Service, chunks, whole_answer
 from herd.serve.shapes import Json, to_bytes
 
 log = logging.getLogger("herd.serve")
-_PATHS = ("/", "/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics")
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_PATHS = (
+    "/",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/models",
+    "/health",
+    "/ready",
+    "/metrics",
+)
+_CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
+_LONGEST = 80  # of a field's name: it may be the client's own
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     status: {"description": text}
     for status, text in {
@@ -70,6 +80,12 @@ def _answers(app: FastAPI, service: Service) -> None:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         return await _answer(service, request, body, lambda: service.completion_job(body))
 
+    @app.post("/v1/embeddings", responses={404: {"description": "Always: no model here makes embeddings"}})
+    async def embeddings() -> Response:
+        # hidden states of a model trained to continue text are a poor measure of likeness: better none
+        message = "no model here makes embeddings: they continue text; use a server with a model trained for it"
+        raise ApiError(message, status=404, code="no_embedding_model", param="model")
+
 
 def _facts(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", responses={401: _ANSWERS[401]})
@@ -90,7 +106,7 @@ def _facts(app: FastAPI, service: Service) -> None:
         state = "draining" if service.draining else "ready" if service.healthy else "failed"
         return _json({"status": state}, 200 if state == "ready" else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses={401: _ANSWERS[401]})
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -116,7 +132,7 @@ def _refusals(app: FastAPI) -> None:
         place = [str(part) for part in first["loc"][1:]]
         if first["type"] == "json_invalid":
             return error_response(ApiError("the body is not valid JSON", code="invalid_json"))
-        param = ".".join(place) or None
+        param = ".".join(place)[:_LONGEST] or None
         return error_response(ApiError(f"{param or 'the body'}: {first['msg']}", code="invalid_value", param=param))
 
     @app.exception_handler(HTTPException)

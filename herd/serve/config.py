@@ -1,10 +1,14 @@
 """How a server is set up, as plain values; read without torch."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from herd.base.errors import ConfigError
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_PORT = re.compile(r":\d*$")
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,9 @@ class ServeConfig:
     max_waiting: requests that may wait for each model beside the `slots` that run. max_tokens: the longest answer;
     a request for more gets this many (None: what the context holds). max_body: bytes of a request.
     window: tokens of a streamed answer that are held back and judged together. cors: origins of foreign pages.
-    keys: SHA-256 digests of the keys let in; none means that everybody is.
+    keys: SHA-256 digests of the keys let in; none means that everybody is. metrics_open: /metrics asks for none.
+    body_seconds: how long a request's body may take to come. send_seconds: how long a client that doesn't read is
+    waited for.
     """
 
     host: str = "127.0.0.1"
@@ -26,6 +32,9 @@ class ServeConfig:
     window: int = 32
     cors: tuple[str, ...] = ()
     keys: frozenset[bytes] = frozenset()
+    metrics_open: bool = False
+    body_seconds: float = 60.0
+    send_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
@@ -38,6 +47,18 @@ class ServeConfig:
     def most_open(self) -> int:
         """How many requests one model takes at once, running and waiting."""
         return self.slots + self.max_waiting
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in _LOOPBACK
+
+    def known_as(self, host: str) -> bool:
+        """Say whether a request with this Host header may pass.
+
+        Without keys, a page from anywhere whose name was made to point at this machine could ask otherwise.
+        """
+        return bool(self.keys) or not self.local or _PORT.sub("", host).strip("[]").lower() in _LOOPBACK
 
     def lets_in(self, authorization: str) -> bool:
         """Say whether a request with this Authorization header may pass."""

@@ -1,5 +1,6 @@
-"""What every request passes before any endpoint: keys, the size of the body, draining; and its line in the log."""
+"""What every request passes before any endpoint: host, keys, draining, the body's size and pace; and its log line."""
 
+import asyncio
 import logging
 import secrets
 import time
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,16 +39,20 @@ class Gate:
                 facts["status"] = message["status"]
                 own = [(b"x-request-id", facts["request"].encode()), (b"x-content-type-options", b"nosniff")]
                 message["headers"] = [*message.get("headers", ()), *own]
-            await send(message)
+            # a client that stops reading must hold neither its place nor the end of draining
+            async with asyncio.timeout(self._service.config.send_seconds):
+                await send(message)
 
         asks = scope["path"].startswith(_PREFIX)
         self._service.active += asks
         try:
-            refusal = self._refusal(scope) if asks else None
+            refusal = self._refusal(scope, asks=asks)
             if refusal is not None:
                 await error_response(refusal)(scope, receive, sending)
             else:
                 await self._app(scope, self._limited(receive), sending)
+        except (ClientDisconnect, TimeoutError):
+            facts["left"] = True
         finally:
             self._service.active -= asks
             self._service.metrics.answered(path, facts["status"])
@@ -54,25 +60,40 @@ class Gate:
             level = logging.INFO if asks else logging.DEBUG
             log.log(level, "request", extra={"facts": {"path": path, **facts, "seconds": seconds}})
 
-    def _refusal(self, scope: Scope) -> ApiError | None:
-        headers = {name.lower(): value for name, value in scope["headers"]}
+    def _refusal(self, scope: Scope, *, asks: bool) -> ApiError | None:
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         config = self._service.config
-        if not config.lets_in(headers.get(b"authorization", b"").decode("latin-1")):
+        if not config.known_as(headers.get(b"host", "")):
+            return ApiError(
+                "this server answers to localhost only; to be reached by another name it needs --api-key-file",
+                status=403,
+                code="unknown_host",
+            )
+        keyed = asks or (scope["path"] == "/metrics" and not config.metrics_open)
+        if keyed and not config.lets_in(headers.get(b"authorization", "")):
             return ApiError("a valid API key is needed: Authorization: Bearer KEY", status=401, code="invalid_api_key")
-        if self._service.draining:
+        if asks and self._service.draining:
             return ApiError("this server is shutting down", status=503, code="draining", retry_after=5)
-        length = headers.get(b"content-length", b"0")
+        length = headers.get(b"content-length", "0")
         if length.isdigit() and int(length) > config.max_body:
             return _too_large(config.max_body)
         return None
 
     def _limited(self, receive: Receive) -> Receive:
-        """Count a body that comes without its length."""
-        most, got = self._service.config.max_body, 0
+        """Count a body that comes without its length, and give it up when it comes too slowly."""
+        config = self._service.config
+        most, got = config.max_body, 0
+        until: float | None = asyncio.get_running_loop().time() + config.body_seconds
 
         async def receiving() -> Message:
-            nonlocal got
-            message = await receive()
+            nonlocal got, until
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body took more than {config.body_seconds:g} s to come") from None
+            if not message.get("more_body"):
+                until = None  # what comes now is that the client has left
             got += len(message.get("body", b""))
             if got > most:
                 raise HTTPException(413, str(_too_large(most)))

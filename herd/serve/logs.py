@@ -40,5 +40,5 @@ def log_start(service: Service) -> None:
     log.info("serving", extra={"facts": facts})
     if service.guard is None:
         log.warning("no guard: prompts and answers are not judged")
-    if not config.keys and config.host not in ("127.0.0.1", "::1", "localhost"):
+    if not config.keys and not config.local:
         log.warning("no API keys: whoever reaches this address can use the models")

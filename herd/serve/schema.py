@@ -115,7 +115,7 @@ class _Generation(_Model):
     seed: Whole | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
     frequency_penalty: Number | None = Field(default=None, ge=-2, le=2)
     presence_penalty: Number | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: Flag | None = None
     stream_options: StreamOptions | None = None

@@ -1,15 +1,43 @@
 """The process: one HTTP server that drains on the first signal and stops on the second."""
 
+import asyncio
 import logging
 import signal
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from herd.serve.service import Service
 
 log = logging.getLogger("herd.serve")
+_CLOSING_SECONDS = 5  # for connections that nothing runs on when the server ends
+
+
+class Connection(H11Protocol):
+    """A connection that is closed when the head of a request takes more than `patience` seconds to come."""
+
+    patience = 10.0
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came."""
+        super().data_received(data)
+        self._watch()
+
+    def _watch(self) -> None:
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and self._late is not None:
+            self._late.cancel()
+            self._late = None
+        elif not answering and self._late is None:
+            self._late = self.loop.call_later(self.patience, self.timeout_keep_alive_handler)
 
 
 class Server(uvicorn.Server):
@@ -19,7 +47,15 @@ class Server(uvicorn.Server):
         config = service.config
         super().__init__(
             uvicorn.Config(
-                app, host=config.host, port=config.port, log_config=None, access_log=False, server_header=False
+                app,
+                host=config.host,
+                port=config.port,
+                http=Connection,
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_CLOSING_SECONDS,
             )
         )
         self._service = service

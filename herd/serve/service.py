@@ -201,7 +201,9 @@ class Service:
         if body.echo and body.stream and body.logprobs is not None:
             raise ApiError("the log-probabilities of an echoed prompt aren't streamed", param="echo")
         worker = await self.models.worker(offer)
-        prompts = await asyncio.to_thread(_prompts, body, offer)
+        given = _given(body)
+        worker.check(len(given) * (body.n or 1))  # before anything is made or judged for each
+        prompts = await asyncio.to_thread(_prompts, given, offer)
         shown = [tokenizer.decode([i for i in prompt if i != tokenizer.bos_id]) for prompt in prompts]
         requests = []
         for prompt in prompts:
@@ -291,11 +293,14 @@ def _echoed(reply: Reply) -> dict[int, list[Scored]]:
     return echoed
 
 
-def _prompts(body: CompletionRequest, offer: Offer) -> list[list[int]]:
-    """Return the prompts as ids; text begins with begin_of_text."""
+def _given(body: CompletionRequest) -> list[Any]:
+    """Return the prompts, texts or ids, one or several."""
     given: Any = body.prompt
-    if isinstance(given, str) or (given and isinstance(given[0], int)):
-        given = [given]
+    return [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
+
+
+def _prompts(given: Sequence[Any], offer: Offer) -> list[list[int]]:
+    """Return the prompts as ids; text begins with begin_of_text."""
     encode = offer.codec.tokenizer.encode
     prompts = [encode(one, bos=True) if isinstance(one, str) else list(one) for one in given]
     if not prompts or not all(prompts):

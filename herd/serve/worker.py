@@ -96,12 +96,16 @@ class Worker:
         since = time.monotonic() - _RATE_SECONDS
         return sum(count for when, count in list(self._recent) if when >= since) / _RATE_SECONDS
 
+    def check(self, answers: int) -> None:
+        """Refuse a request for more answers than ever fit. Raises ApiError."""
+        if answers > self._most_open:
+            raise ApiError(f"{answers} answers in one request; at most {self._most_open} fit here", param="n")
+
     async def submit(self, requests: Sequence[Request]) -> list[Ticket]:
         """Put requests into the engine, all or none. Raises ApiError when it is full, HerdError on a bad request."""
         if not self.alive:
             raise ApiError(f"the engine of {self.name!r} has stopped; the log says why", status=503)
-        if len(requests) > self._most_open:
-            raise ApiError(f"{len(requests)} answers in one request; at most {self._most_open} fit here", param="n")
+        self.check(len(requests))
         if len(self._open) + len(requests) > self._most_open:
             wait = min(60, max(1, round(self._seconds)))
             message = f"the queue of {self.name!r} is full; try again in {wait} s"

@@ -18,7 +18,9 @@ from standins import ScriptedEngine
 from herd.base.errors import ConfigError
 from herd.base.messages import Message
 from herd.guard.classifier import Verdict
+from herd.serve.app import build_app
 from herd.serve.config import ServeConfig, read_keys
+from herd.serve.server import Connection
 
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
@@ -291,3 +293,114 @@ def test_a_model_is_opened_when_first_asked_for_and_once(monkeypatch: pytest.Mon
 
         asyncio.run(many())
         assert opened == ["m"]
+
+
+def test_metrics_ask_for_a_key_where_there_are_keys(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("secret\n")
+    keys = read_keys(tmp_path / "keys")
+    with running({"m": ScriptedEngine()}, keys=keys) as server:
+        response, content = send(server, "/metrics", None)
+        assert response.status == 401
+        assert json.loads(content)["error"]["code"] == "invalid_api_key"
+        assert send(server, "/metrics", None, Authorization="Bearer secret")[0].status == 200
+        assert send(server, "/health", None)[0].status == 200
+    with running({"m": ScriptedEngine()}, keys=keys, metrics_open=True) as server:
+        assert send(server, "/metrics", None)[0].status == 200
+
+
+def test_embeddings_are_refused_in_the_clients_own_shape(server: Running) -> None:
+    with pytest.raises(openai.NotFoundError, match="no model here makes embeddings") as refused:
+        server.client().embeddings.create(model="m", input="Hello")
+    assert refused.value.code == "no_embedding_model"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("127.0.0.1:99", 200), ("[::1]:1", 200), ("evil.example", 403), ("localhost.example:80", 403)],
+)
+def test_a_name_made_to_point_here_opens_nothing(server: Running, host: str, status: int) -> None:
+    response, content = send(server, "/v1/models", None, Host=host)
+    assert response.status == status
+    assert status == 200 or json.loads(content)["error"]["code"] == "unknown_host"
+
+
+def test_with_keys_or_on_a_network_any_name_will_do() -> None:
+    assert ServeConfig(host="0.0.0.0").known_as("api.example")
+    assert ServeConfig(keys=frozenset((b"digest",))).known_as("api.example")
+
+
+def test_a_request_for_millions_of_answers_is_refused_before_any_is_made(server: Running) -> None:
+    body = json.dumps({"model": "m/base", "prompt": [[1]] * 10_000, "n": 128}).encode()
+    began = time.process_time()
+    response, content = send(server, "/v1/completions", body)
+    assert response.status == 400
+    assert json.loads(content)["error"]["message"].startswith("1280000 answers in one request")
+    assert time.process_time() - began < 2
+
+
+def test_a_field_of_the_clients_own_is_not_sent_back_whole(server: Running) -> None:
+    response, content = send(server, CHAT, changed(**{"x" * 50_000: 1}))
+    assert response.status == 400
+    assert len(content) < 500
+
+
+def opened(server: Running, data: bytes) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    raw = socket.create_connection((host, int(port)), timeout=10)
+    raw.sendall(data)
+    return raw
+
+
+def test_a_head_or_body_that_comes_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "patience", 0.3)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+    engine = ScriptedEngine()
+    with running({"m": engine}, body_seconds=0.3) as server:
+        for begun in (b"", b"POST /v1", head):
+            with opened(server, begun) as raw:
+                assert raw.recv(1000) == b""  # closed without a word
+        with opened(server, head + b"Content-Length: 100\r\n\r\n{") as raw:
+            assert raw.recv(1000).startswith(b"HTTP/1.1 408 ")
+        # one that is only slow to answer isn't hurried
+        engine.hold.clear()
+        body = changed()
+        with opened(server, head + b"Content-Length: %d\r\n\r\n" % len(body) + body) as raw:
+            assert soon(lambda: engine.asked)
+            raw.settimeout(0.6)
+            with pytest.raises(TimeoutError):
+                raw.recv(1000)
+            engine.hold.set()
+            raw.settimeout(10)
+            assert raw.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert server.idle()
+
+
+def test_a_client_that_stops_reading_gives_its_place_back() -> None:
+    engine = ScriptedEngine()
+    engine.hold.clear()
+    with running({"m": engine}, send_seconds=0.2) as server:
+        asked = iter([{"type": "http.request", "body": changed(stream=True), "more_body": False}])
+
+        async def receive() -> Any:
+            return next(asked, None) or await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()
+
+        head = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": head, "query_string": b"", "root_path": ""}
+        asyncio.run(asyncio.wait_for(build_app(server.service)(scope, receive, send), 10))
+        assert soon(lambda: engine.cancelled == [1])
+        assert not server.service.active
+
+
+def test_a_model_that_cant_be_opened_names_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(offer: object) -> None:
+        raise ConfigError("/srv/models/secret: truncated")
+
+    with running({"m": ScriptedEngine()}) as server:
+        monkeypatch.setattr(server.service.models, "open", fail)
+        response, content = send(server, CHAT, changed())
+    assert response.status == 503
+    assert b"secret" not in content
