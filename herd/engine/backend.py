@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol
 
-from herd.engine.request import Completion, Request, Token
+from herd.engine.request import Completion, Request, Stats, Token
 
 BackendName = Literal["herd", "vllm"]
 
@@ -30,4 +30,8 @@ class Backend(Protocol):
         self, sequences: Sequence[Sequence[int]], *, on_done: Callable[[int], None] = lambda done: None
     ) -> list[list[float]]:
         """Return log p(id | ids before it) for every id but the first of each sequence."""
+        ...
+
+    def stats(self) -> Stats:
+        """Return the counts of this moment; what a backend doesn't tell is 0."""
         ...

@@ -16,7 +16,7 @@ from typing import Any
 from herd.base.errors import HerdError
 from herd.engine.constraint import Constraint
 from herd.engine.grammar import Grammar
-from herd.engine.request import Completion, FinishReason, Request, Sampling, Token
+from herd.engine.request import Completion, FinishReason, Request, Sampling, Stats, Token
 from herd.engine.sequence import Sequence as InFlight
 from herd.tokenizer.bpe import Tokenizer
 
@@ -58,6 +58,10 @@ class VLLMBackend:
         self._tokenizer = tokenizer
         self._answers: dict[str, _Answer] = {}  # under way
         self._count = 0
+
+    def stats(self) -> Stats:
+        """Return zeros: vLLM keeps its own account."""
+        return Stats(0, 0, 0, 0, 0, 0, 0, 0)
 
     def generate(
         self, requests: Sequence[Request], *, on_done: Callable[[int], None] = lambda done: None

@@ -299,13 +299,13 @@ def test_metrics_ask_for_a_key_where_there_are_keys(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("secret\n")
     keys = read_keys(tmp_path / "keys")
     with running({"m": ScriptedEngine()}, keys=keys) as server:
-        response, content = send(server, "/metrics", None)
+        response, content = server.send("/metrics", None)
         assert response.status == 401
         assert json.loads(content)["error"]["code"] == "invalid_api_key"
-        assert send(server, "/metrics", None, Authorization="Bearer secret")[0].status == 200
-        assert send(server, "/health", None)[0].status == 200
+        assert server.send("/metrics", None, Authorization="Bearer secret")[0].status == 200
+        assert server.send("/health", None)[0].status == 200
     with running({"m": ScriptedEngine()}, keys=keys, metrics_open=True) as server:
-        assert send(server, "/metrics", None)[0].status == 200
+        assert server.send("/metrics", None)[0].status == 200
 
 
 def test_embeddings_are_refused_in_the_clients_own_shape(server: Running) -> None:
@@ -319,7 +319,7 @@ def test_embeddings_are_refused_in_the_clients_own_shape(server: Running) -> Non
     [("localhost", 200), ("127.0.0.1:99", 200), ("[::1]:1", 200), ("evil.example", 403), ("localhost.example:80", 403)],
 )
 def test_a_name_made_to_point_here_opens_nothing(server: Running, host: str, status: int) -> None:
-    response, content = send(server, "/v1/models", None, Host=host)
+    response, content = server.send("/v1/models", None, Host=host)
     assert response.status == status
     assert status == 200 or json.loads(content)["error"]["code"] == "unknown_host"
 
@@ -332,14 +332,14 @@ def test_with_keys_or_on_a_network_any_name_will_do() -> None:
 def test_a_request_for_millions_of_answers_is_refused_before_any_is_made(server: Running) -> None:
     body = json.dumps({"model": "m/base", "prompt": [[1]] * 10_000, "n": 128}).encode()
     began = time.process_time()
-    response, content = send(server, "/v1/completions", body)
+    response, content = server.send("/v1/completions", body)
     assert response.status == 400
     assert json.loads(content)["error"]["message"].startswith("1280000 answers in one request")
     assert time.process_time() - began < 2
 
 
 def test_a_field_of_the_clients_own_is_not_sent_back_whole(server: Running) -> None:
-    response, content = send(server, CHAT, changed(**{"x" * 50_000: 1}))
+    response, content = server.send(CHAT, changed(**{"x" * 50_000: 1}))
     assert response.status == 400
     assert len(content) < 500
 
@@ -401,6 +401,6 @@ def test_a_model_that_cant_be_opened_names_no_files(monkeypatch: pytest.MonkeyPa
 
     with running({"m": ScriptedEngine()}) as server:
         monkeypatch.setattr(server.service.models, "open", fail)
-        response, content = send(server, CHAT, changed())
+        response, content = server.send(CHAT, changed())
     assert response.status == 503
     assert b"secret" not in content
