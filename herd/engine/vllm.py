@@ -246,6 +246,6 @@ def _module(name: str) -> Any:
         if not (error.name or "").startswith("vllm"):
             raise  # one of vLLM's own needs: its message says which
         raise HerdError(
-            "the backend vllm needs vLLM 0.11 or newer, which brings a PyTorch of its own: pip install vllm, in an "
-            "environment made for it"
+            "the backend vllm needs vLLM, which brings a PyTorch of its own: pip install vllm, in an environment made "
+            "for it"
         ) from None

@@ -226,5 +226,5 @@ def test_vllm_takes_hugging_face_directories_only(tmp_path: Path) -> None:
 
 
 def test_options_that_dont_go_together_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="--quant int8 is for herd's own engine"):
+    with pytest.raises(RunError, match="--quant and --draft are for herd's own engine"):
         evaluate(str(tmp_path), items=tmp_path, quant="int8", backend="vllm")

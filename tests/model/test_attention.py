@@ -1,5 +1,8 @@
 """One transformer, three ways to run it: packed, apart, and through the cache, all with the same numbers."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from toys import TOY, toy_documents, toy_model
@@ -10,7 +13,7 @@ from herd.model.attention import attend, document_mask
 from herd.model.cache import PagedCache, Row, bytes_per_token
 from herd.model.norm import RMSNorm
 from herd.model.pieces import additive, cut
-from herd.model.published import published
+from herd.model.published import PUBLISHED, published
 
 LENGTHS = [7, 1, 12, 5, 9]
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -185,3 +188,31 @@ def test_the_bytes_a_token_takes_are_those_of_the_storage() -> None:
     assert cache.keys.nbytes + cache.values.nbytes == 20 * bytes_per_token(TOY, torch.bfloat16)
     sizes = {"llama3.2-1b": 32, "llama3.2-3b": 112, "llama3.1-8b": 128, "llama3.1-70b": 320, "llama3.1-405b": 504}
     assert {name: bytes_per_token(published(name), torch.bfloat16) / 1024 for name in sizes} == sizes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_bytes_a_token_of_published_shapes_are_those_of_a_whole_context(name: str, dtype: torch.dtype) -> None:
+    config = published(name)
+    cache = PagedCache(config, blocks=config.max_positions // 16, dtype=dtype, device="meta")
+    assert cache.keys.nbytes + cache.values.nbytes == config.max_positions * bytes_per_token(config, dtype)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read the way Linux gives it")
+def test_positions_that_nothing_was_written_to_take_no_memory() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    shape = {"dim": 64, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "head_dim": 64}
+    config = published("llama3.1-8b").model_copy(update=shape)
+    total, step = config.max_positions, 4096
+    cache = PagedCache(config, blocks=total // 16, dtype=torch.float32)
+    new = torch.ones(1, 1, step, 64)
+    table = range(total // 16)
+    cache.view([Row(table, 0, step)]).store(0, new, new)
+    before = resident()
+    for start in range(step, total // 2, step):
+        cache.view([Row(table, start, step)]).store(0, new, new)
+    grown = resident() - before
+    formula = (total // 2 - step) * bytes_per_token(config, torch.float32)
+    assert abs(grown - formula) < 6 << 20  # half a context is 32 MiB; pages may be of 2 MiB each
