@@ -229,17 +229,7 @@ def test_the_command_line(toy_run: Path, tmp_path: Path) -> None:
     scores = herd("eval", str(tmp_path / "hf"), "--items", str(toy_run), "--to", str(tmp_path / "scores"))
     assert scores.returncode == 0, scores.stderr
     assert "arithmetic" in scores.stdout
-    packed = tmp_path / "int4"
-    done = herd("export", str(toy_run / "flagship"), "--quant", "int4", "--to", str(packed))
-    assert done.returncode == 0, done.stderr
-    assert "bit equal" in done.stdout
-    said = herd("chat", str(toy_run), "--quant", "int8", "--max-tokens", "4", stdin="Hello\n\n")
-    assert said.returncode == 0, said.stderr
-    assert "herd  " in said.stdout
     for arguments in (
-        ["export", str(target), "--quant", "int4", "--format", "gguf"],
-        ["chat", str(toy_run), "--quant", "int3"],
-        ["raise", str(TOY_RECIPE), f"flagship={packed}", "--run", str(tmp_path / "r")],
         ["import", str(tmp_path)],
         ["export", str(target), "--format", "onnx"],
         ["export", str(target), "--mp", "8"],
@@ -251,6 +241,25 @@ def test_the_command_line(toy_run: Path, tmp_path: Path) -> None:
         refused = herd(*arguments)
         assert refused.returncode == 2, arguments
         assert refused.stderr.startswith("herd: ")
+        assert refused.stderr.count("\n") == 1
+
+
+def test_quantised_weights_on_the_command_line(toy_run: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "int4"
+    done = herd("export", str(toy_run / "flagship"), "--quant", "int4", "--to", str(packed))
+    assert done.returncode == 0, done.stderr
+    assert "bit equal" in done.stdout
+    said = herd("chat", str(toy_run), "--quant", "int8", "--max-tokens", "4", stdin="Hello\n\n")
+    assert said.returncode == 0, said.stderr
+    assert "herd  " in said.stdout
+    for arguments, message in (
+        (["export", str(toy_run), "--quant", "int4", "--format", "gguf"], "--quant int4 is for --format hf only"),
+        (["chat", str(toy_run), "--quant", "int3"], "'int3' is not one of fp32, bf16, int8, int4"),
+        (["raise", str(TOY_RECIPE), f"flagship={packed}", "--run", str(tmp_path / "r")], "training needs the original"),
+    ):
+        refused = herd(*arguments)
+        assert refused.returncode == 2, arguments
+        assert message in refused.stderr
         assert refused.stderr.count("\n") == 1
 
 
