@@ -22,7 +22,7 @@ QuantFormat = Literal["int8", "int4"]
 FORMATS: dict[str, NumberFormat] = {name: name for name in get_args(NumberFormat)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-_GROUPS = {8: (128, 64, 32), 4: (32,)}
+_GROUPS = {8: (128, 64, 32, 48, 16), 4: (32, 48, 16)}
 _BITS = {"int8": 8, "int4": 4}
 
 
