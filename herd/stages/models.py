@@ -160,7 +160,7 @@ def open_draft(
     place = find_model(known or Path(name))
     if known and is_model(known / folder.name):
         place = known / folder.name
-    if load_tokenizer(place).ranks != load_tokenizer(folder).ranks:
+    if load_tokenizer(place).fingerprint != load_tokenizer(folder).fingerprint:
         raise ConfigError(f"{place} can't draft for {folder}: their tokenizers differ")
     return load_model(place, dtype=machine.dtype, device=machine.device, quant=quant)
 
