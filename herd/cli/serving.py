@@ -19,6 +19,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; this machine only by default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(help="A file of keys, one a line; others are refused.")] = None,
+    metrics_open: Annotated[bool, typer.Option("--metrics-open", help="/metrics needs no key.")] = False,
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait for a model before others get 429.")] = 64,
     max_tokens: Annotated[int | None, typer.Option(help="The longest answer, in tokens; else the context.")] = None,
     cors: Annotated[list[str] | None, typer.Option(help="An origin whose pages may ask; may be repeated.")] = None,
@@ -33,6 +34,7 @@ def serve(
         max_tokens=max_tokens,
         cors=tuple(cors or ()),
         keys=read_keys(api_key_file) if api_key_file else frozenset(),
+        metrics_open=metrics_open,
     )
     try:
         from herd.serve.app import build_app

@@ -90,7 +90,7 @@ def _facts(app: FastAPI, service: Service) -> None:
         state = "draining" if service.draining else "ready" if service.healthy else "failed"
         return _json({"status": state}, 200 if state == "ready" else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses={401: _ANSWERS[401]})
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

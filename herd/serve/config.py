@@ -14,7 +14,7 @@ class ServeConfig:
     max_waiting: requests that may wait for each model beside the `slots` that run. max_tokens: the longest answer;
     a request for more gets this many (None: what the context holds). max_body: bytes of a request.
     window: tokens of a streamed answer that are held back and judged together. cors: origins of foreign pages.
-    keys: SHA-256 digests of the keys let in; none means that everybody is.
+    keys: SHA-256 digests of the keys let in; none means that everybody is. metrics_open: /metrics needs no key.
     """
 
     host: str = "127.0.0.1"
@@ -26,6 +26,7 @@ class ServeConfig:
     window: int = 32
     cors: tuple[str, ...] = ()
     keys: frozenset[bytes] = frozenset()
+    metrics_open: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:

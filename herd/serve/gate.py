@@ -15,7 +15,7 @@ from herd.serve.service import Service
 from herd.serve.shapes import to_bytes
 
 log = logging.getLogger("herd.serve")
-_PREFIX = "/v1/"
+_API, _METRICS = "/v1/", "/metrics"
 
 
 class Gate:
@@ -39,10 +39,10 @@ class Gate:
                 message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
-        asks = scope["path"].startswith(_PREFIX)
+        asks = scope["path"].startswith(_API)
         self._service.active += asks
         try:
-            refusal = self._refusal(scope) if asks else None
+            refusal = self._refusal(scope, asks=asks)
             if refusal is not None:
                 await error_response(refusal)(scope, receive, sending)
             else:
@@ -54,12 +54,13 @@ class Gate:
             level = logging.INFO if asks else logging.DEBUG
             log.log(level, "request", extra={"facts": {"path": path, **facts, "seconds": seconds}})
 
-    def _refusal(self, scope: Scope) -> ApiError | None:
+    def _refusal(self, scope: Scope, *, asks: bool) -> ApiError | None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         config = self._service.config
-        if not config.lets_in(headers.get(b"authorization", b"").decode("latin-1")):
+        keyed = asks or (scope["path"] == _METRICS and not config.metrics_open)
+        if keyed and not config.lets_in(headers.get(b"authorization", b"").decode("latin-1")):
             return ApiError("a valid API key is needed: Authorization: Bearer KEY", status=401, code="invalid_api_key")
-        if self._service.draining:
+        if asks and self._service.draining:
             return ApiError("this server is shutting down", status=503, code="draining", retry_after=5)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > config.max_body:

@@ -171,6 +171,11 @@ def test_keys_are_asked_for_where_there_are_some(tmp_path: Path) -> None:
         assert refused.headers["Access-Control-Allow-Origin"] == "https://page.example"
         foreign, _ = server.send("/v1/models", None, Origin="https://other.example")
         assert "Access-Control-Allow-Origin" not in foreign.headers
+        assert server.send("/metrics")[0].status == 401
+        assert server.send("/metrics", Authorization="Bearer other")[0].status == 200
+    with running({"m": ScriptedEngine()}, keys=read_keys(file), metrics_open=True) as server:
+        assert server.send("/metrics")[0].status == 200
+        assert server.send("/v1/models")[0].status == 401
     file.write_text("# none\n")
     with pytest.raises(ConfigError, match="holds no key"):
         read_keys(file)
