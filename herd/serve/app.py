@@ -23,7 +23,16 @@ from herd.serve.service import Job, Reply, Service, chunks, whole_answer
 from herd.serve.shapes import Json, to_bytes
 
 log = logging.getLogger("herd.serve")
-_PATHS = ("/", "/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics")
+_PATHS = (
+    "/",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/models",
+    "/health",
+    "/ready",
+    "/metrics",
+)
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     status: {"description": text}
@@ -69,6 +78,12 @@ def _answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions", responses=_ANSWERS)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         return await _answer(service, request, body, lambda: service.completion_job(body))
+
+    @app.post("/v1/embeddings", include_in_schema=False)
+    async def embeddings() -> Response:
+        # a generator's hidden states aren't trained to be near where texts mean the same
+        message = "no embedding model here: these models generate text; use an embedding model's own server"
+        raise ApiError(message, status=404, code="no_embedding_model")
 
 
 def _facts(app: FastAPI, service: Service) -> None:

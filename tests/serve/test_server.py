@@ -129,6 +129,12 @@ def test_unknown_places_and_methods(server: Running) -> None:
         assert json.loads(content)["error"]["type"] == "invalid_request_error"
 
 
+def test_embeddings_are_refused_in_words(server: Running) -> None:
+    with pytest.raises(openai.NotFoundError, match="no embedding model here") as refused:
+        server.client().embeddings.create(model="m", input="Hello")
+    assert refused.value.code == "no_embedding_model"
+
+
 def test_a_body_without_its_length_is_counted(server: Running) -> None:
     connection = HTTPConnection(server.url.removeprefix("http://"), timeout=20)
     pieces = iter([b"x" * 60_000] * 3)
