@@ -131,7 +131,7 @@ def _refusals(app: FastAPI) -> None:
         place = [str(part) for part in first["loc"][1:]]
         if first["type"] == "json_invalid":
             return error_response(ApiError("the body is not valid JSON", code="invalid_json"))
-        param = ".".join(place) or None
+        param = ".".join(place)[:200] or None  # an unknown field's name is the client's own
         return error_response(ApiError(f"{param or 'the body'}: {first['msg']}", code="invalid_value", param=param))
 
     @app.exception_handler(HTTPException)

@@ -71,7 +71,8 @@ class Models:
                     try:
                         return await asyncio.to_thread(self.open, offer)
                     except Exception as error:
-                        raise ApiError(f"{offer.id} can't be opened: {error}", status=503) from error
+                        # why not may name paths of this machine: that is for the log
+                        raise ApiError(f"{offer.id} can't be opened; the log says why", status=503) from error
         return self._workers[offer.id]
 
     def workers(self) -> Iterator[Worker]:

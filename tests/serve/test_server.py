@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import ValidationError
 from serving import Running, running
 from standins import ScriptedEngine
 
@@ -19,6 +20,7 @@ from herd.base.errors import ConfigError
 from herd.base.messages import Message
 from herd.guard.classifier import Verdict
 from herd.serve.config import ServeConfig, read_keys
+from herd.serve.schema import ChatRequest, CompletionRequest
 
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
@@ -127,6 +129,28 @@ def test_unknown_places_and_methods(server: Running) -> None:
         response, content = server.send(path, body)
         assert response.status == status
         assert json.loads(content)["error"]["type"] == "invalid_request_error"
+
+
+MANY = 30_000
+FLOODS: list[dict[str, Any]] = [
+    {"messages": [1] * MANY},
+    {"messages": [{"role": "user", "content": [1] * MANY}]},
+    {"messages": [{"role": "assistant", "tool_calls": [1] * MANY}]},
+    {"messages": [], "tools": [1] * MANY},
+    {"messages": [], "stop": [1] * MANY},
+    {"messages": HELLO["messages"], "logit_bias": {str(i): "x" for i in range(MANY)}},
+    {"messages": HELLO["messages"], **{f"field {i}": 1 for i in range(MANY)}},
+    {"prompt": [None] * MANY},
+    {"prompt": [[None]] * MANY},
+]
+
+
+@pytest.mark.parametrize("fields", FLOODS, ids=lambda fields: f"{next(reversed(fields))}"[:20])
+def test_a_body_full_of_mistakes_is_not_reported_mistake_by_mistake(fields: dict[str, Any]) -> None:
+    kind = CompletionRequest if "prompt" in fields else ChatRequest
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate({"model": "m"} | fields)
+    assert refused.value.error_count() < 10
 
 
 def test_embeddings_are_refused_in_words(server: Running) -> None:
