@@ -33,13 +33,14 @@ _PATHS = (
     "/ready",
     "/metrics",
 )
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "body_too_large"}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     status: {"description": text}
     for status, text in {
         400: "A request that can't be answered",
         401: "No valid key",
         404: "No such model",
+        408: "A body that took too long to come",
         413: "A body over the limit",
         429: "The queue is full; Retry-After says when to come again",
         500: "The server's own failure",

@@ -13,6 +13,7 @@ class ServeConfig:
 
     max_waiting: requests that may wait for each model beside the `slots` that run. max_tokens: the longest answer;
     a request for more gets this many (None: what the context holds). max_body: bytes of a request.
+    patience: seconds that the head of a request may take to come, and its body.
     window: tokens of a streamed answer that are held back and judged together. cors: origins of foreign pages.
     keys: SHA-256 digests of the keys let in; none means that everybody is. metrics_open: /metrics needs no key.
     """
@@ -23,6 +24,7 @@ class ServeConfig:
     max_waiting: int = 64
     max_tokens: int | None = None
     max_body: int = 4 << 20
+    patience: float = 60.0
     window: int = 32
     cors: tuple[str, ...] = ()
     keys: frozenset[bytes] = frozenset()

@@ -1,5 +1,6 @@
 """What every request passes before any endpoint: keys, the size of the body, draining; and its line in the log."""
 
+import asyncio
 import logging
 import secrets
 import time
@@ -68,12 +69,18 @@ class Gate:
         return None
 
     def _limited(self, receive: Receive) -> Receive:
-        """Count a body that comes without its length."""
-        most, got = self._service.config.max_body, 0
+        """Count a body that comes without its length, and give up one that doesn't come."""
+        most, got, whole = self._service.config.max_body, 0, False
+        until = asyncio.get_running_loop().time() + self._service.config.patience
 
         async def receiving() -> Message:
-            nonlocal got
-            message = await receive()
+            nonlocal got, whole
+            try:
+                async with asyncio.timeout_at(None if whole else until):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "the body took too long to come") from None
+            whole = not message.get("more_body", False)
             got += len(message.get("body", b""))
             if got > most:
                 raise HTTPException(413, str(_too_large(most)))

@@ -7,6 +7,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from herd.serve.patience import patient
 from herd.serve.service import Service
 
 log = logging.getLogger("herd.serve")
@@ -19,7 +20,13 @@ class Server(uvicorn.Server):
         config = service.config
         super().__init__(
             uvicorn.Config(
-                app, host=config.host, port=config.port, log_config=None, access_log=False, server_header=False
+                app,
+                host=config.host,
+                port=config.port,
+                http=patient(config.patience),
+                log_config=None,
+                access_log=False,
+                server_header=False,
             )
         )
         self._service = service

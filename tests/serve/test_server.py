@@ -170,6 +170,18 @@ def test_a_body_without_its_length_is_counted(server: Running) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /", None])
+def test_a_request_that_does_not_come_is_given_up(sent: bytes | None) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    with running({"m": ScriptedEngine()}, patience=0.3) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as raw:
+            raw.sendall(head.encode() + b"{" if sent is None else sent)
+            got = b"".join(iter(lambda: raw.recv(1000), b""))  # ends: the server closes the connection
+        assert got.startswith(b"HTTP/1.1 408") if sent is None else b"408" not in got
+        assert server.idle()
+
+
 def test_the_page_and_the_facts(server: Running) -> None:
     response, content = server.send("/", None)
     assert response.status == 200
