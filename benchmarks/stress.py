@@ -94,7 +94,10 @@ def find(url: str, model: str | None, key: str) -> Target:
     """Return the target behind a URL; the first model that chats unless one is named."""
     parts = urlsplit(url)
     target = Target(parts.hostname or "127.0.0.1", parts.port or 80, model or "", 0, key)
-    response, body = target.get("/v1/models")
+    try:
+        response, body = target.get("/v1/models")
+    except OSError as error:
+        sys.exit(f"{url} doesn't answer: {error}")
     if response.status != 200:
         sys.exit(f"{url}/v1/models: {response.status} {body[:200].decode('utf-8', 'replace')}")
     listed = {each["id"]: each.get("herd", {}) for each in json.loads(body)["data"]}
@@ -211,6 +214,21 @@ def left_over(target: Target, seconds: float = 30.0) -> dict[str, float]:
         time.sleep(0.1)
 
 
+def held_back(target: Target) -> str:
+    """Return how long the server's guard has held pieces of streams back so far, first token to verdict."""
+    text = target.get("/metrics")[1].decode()
+    rows = re.findall(r'^herd_guard_held_seconds_bucket{le="(\S+)"} (\S+)', text, re.MULTILINE)
+    counts = [(float(edge), float(count)) for edge, count in rows]
+    total = counts[-1][1] if counts else 0.0
+    if not total:
+        return "no guard held anything back"
+    spent = re.search(r"^herd_guard_held_seconds_sum (\S+)", text, re.MULTILINE)
+    mean = float(spent[1]) / total if spent else float("nan")
+    within = {share: next(edge for edge, count in counts if count >= share * total) for share in (0.5, 0.95)}
+    spread = f"half within {within[0.5]} s, 95 % within {within[0.95]} s"
+    return f"the guard held {total:.0f} windows back: mean {mean:.3f} s, {spread}"
+
+
 def stress(target: Target, *, clients: int, seconds: float, seed: int = 0) -> Tally:
     """Let the clients loose; return what happened. Leftovers and a server that isn't well count as wrong."""
     alone = []
@@ -249,6 +267,7 @@ def main() -> None:
     print(f"{target.model}: {given.clients} clients, {total} requests in {time.monotonic() - began:.0f} s")
     for kind, count in sorted(tally.did.items()):
         print(f"  {kind:20} {count:6}")
+    print(held_back(target))
     print(f"wrong: {len(tally.wrong)}")
     for line in tally.wrong[:20]:
         print(f"  {line}")

@@ -35,8 +35,8 @@ def serve(
         max_waiting=max_waiting,
         max_tokens=max_tokens,
         cors=tuple(cors or ()),
-        metrics_open=metrics_open,
         keys=read_keys(api_key_file) if api_key_file else frozenset(),
+        metrics_open=metrics_open,
     )
     try:
         from herd.serve.app import build_app

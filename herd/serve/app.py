@@ -41,6 +41,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         400: "A request that can't be answered",
         401: "No valid key",
         404: "No such model",
+        408: "A body that took too long to come",
         413: "A body over the limit",
         429: "The queue is full; Retry-After says when to come again",
         500: "The server's own failure",

@@ -53,7 +53,7 @@ def _tools(request: ChatRequest) -> tuple[Tool, ...]:
     if len(set(names)) < len(names):
         raise ApiError("two tools have the same name", param="tools")
     if isinstance(choice, NamedChoice) and choice.function.name not in names:
-        raise ApiError(f"tool_choice names {choice.function.name!r}, which is not in tools", param="tool_choice")
+        raise ApiError(f"tool_choice names {choice.function.name!r:.80}, which is not in tools", param="tool_choice")
     if choice == "required" and not names:
         raise ApiError("tool_choice 'required' needs tools", param="tool_choice")
     if choice == "none":

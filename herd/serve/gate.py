@@ -17,7 +17,7 @@ from herd.serve.service import Service
 from herd.serve.shapes import to_bytes
 
 log = logging.getLogger("herd.serve")
-_PREFIX = "/v1/"
+_API, _METRICS = "/v1/", "/metrics"
 
 
 class Gate:
@@ -43,7 +43,7 @@ class Gate:
             async with asyncio.timeout(self._service.config.send_seconds):
                 await send(message)
 
-        asks = scope["path"].startswith(_PREFIX)
+        asks = scope["path"].startswith(_API)
         self._service.active += asks
         try:
             refusal = self._refusal(scope, asks=asks)
@@ -69,7 +69,7 @@ class Gate:
                 status=403,
                 code="unknown_host",
             )
-        keyed = asks or (scope["path"] == "/metrics" and not config.metrics_open)
+        keyed = asks or (scope["path"] == _METRICS and not config.metrics_open)
         if keyed and not config.lets_in(headers.get(b"authorization", "")):
             return ApiError("a valid API key is needed: Authorization: Bearer KEY", status=401, code="invalid_api_key")
         if asks and self._service.draining:

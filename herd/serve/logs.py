@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from herd.serve.service import Service
 
-_LOGGERS = ("herd.serve", "uvicorn.error")
+_LOGGERS = {"herd.serve": logging.INFO, "uvicorn.error": logging.INFO, "asyncio": logging.ERROR}
 
 
 class JsonLines(logging.Formatter):
@@ -23,18 +23,18 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             row["exception"] = self.formatException(record.exc_info)
-        return json.dumps(row, ensure_ascii=False, default=str)
+        return json.dumps(row, default=str)  # ASCII: no character moves a terminal's cursor or ends a line
 
 
 def log_start(service: Service) -> None:
     """Send the server's logs, and those of its HTTP library, to stderr, beginning with what is served."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in _LOGGERS:
+    for name, level in _LOGGERS.items():
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
-        logger.setLevel(logging.INFO)
+        logger.setLevel(level)
     config, log = service.config, logging.getLogger("herd.serve")
     facts = {"models": list(service.models.offers), "guard": service.guard, "host": config.host, "port": config.port}
     log.info("serving", extra={"facts": facts})

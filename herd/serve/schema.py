@@ -1,11 +1,12 @@
 """What clients may send: the OpenAI requests as far as herd honours them, and nothing that it would silently drop.
 
-Fields that can't change an answer (`user`, `metadata`, ...) are taken and not used; unknown ones are refused.
+Fields that can't change an answer (`user`, `metadata`, ...) are taken and not used; unknown ones are refused. Lists end
+at their first mistake and objects have few keys: else a body of 4 MiB makes millions of error reports.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Number = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
@@ -14,6 +15,18 @@ Flag = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Stop = Annotated[Text, Field(min_length=1, max_length=200)]
 MOST_CHOICES = 128
+_MOST_KEYS = 1024
+T = TypeVar("T")
+Listed = Annotated[list[T], Field(fail_fast=True)]
+
+
+def _few_keys(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > _MOST_KEYS:
+        raise ValueError(f"more than {_MOST_KEYS} keys")
+    return value
+
+
+Few = BeforeValidator(_few_keys)
 
 
 class _Model(BaseModel):
@@ -51,8 +64,8 @@ class ChatMessage(_Loose):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart] | None = None
-    tool_calls: list[EarlierCall] | None = None
+    content: Text | Listed[TextPart] | None = None
+    tool_calls: Listed[EarlierCall] | None = None
 
 
 class Function(_Model):
@@ -108,6 +121,11 @@ class StreamOptions(_Model):
 
 
 class _Generation(_Model):
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_keys(cls, value: Any) -> Any:
+        return _few_keys(value)
+
     model: Text
     temperature: Number | None = Field(default=None, ge=0, le=2)
     top_p: Number | None = Field(default=None, gt=0, le=1)
@@ -115,8 +133,8 @@ class _Generation(_Model):
     seed: Whole | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
     frequency_penalty: Number | None = Field(default=None, ge=-2, le=2)
     presence_penalty: Number | None = Field(default=None, ge=-2, le=2)
-    logit_bias: Annotated[dict[str, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None, Few] = None
+    stop: Stop | Annotated[Listed[Stop], Field(max_length=16)] | None = None
     stream: Flag | None = None
     stream_options: StreamOptions | None = None
     # beyond the API, by the names that other servers use
@@ -146,12 +164,12 @@ class _Generation(_Model):
 class ChatRequest(_Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Listed[ChatMessage] = Field(min_length=1)
     max_tokens: Whole | None = Field(default=None, ge=1)
     max_completion_tokens: Whole | None = Field(default=None, ge=1)
     logprobs: Flag | None = None
     top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
-    tools: Annotated[list[ToolOnOffer], Field(max_length=128)] | None = None
+    tools: Annotated[Listed[ToolOnOffer], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: Flag | None = None
     response_format: ResponseFormat | None = None
@@ -160,7 +178,7 @@ class ChatRequest(_Generation):
 class CompletionRequest(_Generation):
     """POST /v1/completions: text, or ids, that the model goes on from."""
 
-    prompt: Text | list[Text] | list[Whole] | list[list[Whole]]
+    prompt: Text | Listed[Text] | Listed[Whole] | Listed[Listed[Whole]]
     max_tokens: Whole | None = Field(default=16, ge=0)
     logprobs: Whole | None = Field(default=None, ge=0, le=5)
     echo: Flag | None = None

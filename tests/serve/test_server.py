@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import ValidationError
 from serving import Running, running
 from standins import ScriptedEngine
 
@@ -20,6 +21,7 @@ from herd.base.messages import Message
 from herd.guard.classifier import Verdict
 from herd.serve.app import build_app
 from herd.serve.config import ServeConfig, read_keys
+from herd.serve.schema import ChatRequest, CompletionRequest
 from herd.serve.server import Connection
 
 CHAT = "/v1/chat/completions"
@@ -131,6 +133,34 @@ def test_unknown_places_and_methods(server: Running) -> None:
         assert json.loads(content)["error"]["type"] == "invalid_request_error"
 
 
+MANY = 30_000
+FLOODS: list[dict[str, Any]] = [
+    {"messages": [1] * MANY},
+    {"messages": [{"role": "user", "content": [1] * MANY}]},
+    {"messages": [{"role": "assistant", "tool_calls": [1] * MANY}]},
+    {"messages": [], "tools": [1] * MANY},
+    {"messages": [], "stop": [1] * MANY},
+    {"messages": HELLO["messages"], "logit_bias": {str(i): "x" for i in range(MANY)}},
+    {"messages": HELLO["messages"], **{f"field {i}": 1 for i in range(MANY)}},
+    {"prompt": [None] * MANY},
+    {"prompt": [[None]] * MANY},
+]
+
+
+@pytest.mark.parametrize("fields", FLOODS, ids=lambda fields: f"{next(reversed(fields))}"[:20])
+def test_a_body_full_of_mistakes_is_not_reported_mistake_by_mistake(fields: dict[str, Any]) -> None:
+    kind = CompletionRequest if "prompt" in fields else ChatRequest
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate({"model": "m"} | fields)
+    assert refused.value.error_count() < 10
+
+
+def test_embeddings_are_refused_in_words(server: Running) -> None:
+    with pytest.raises(openai.NotFoundError, match="no model here makes embeddings") as refused:
+        server.client().embeddings.create(model="m", input="Hello")
+    assert refused.value.code == "no_embedding_model"
+
+
 def test_a_body_without_its_length_is_counted(server: Running) -> None:
     connection = HTTPConnection(server.url.removeprefix("http://"), timeout=20)
     pieces = iter([b"x" * 60_000] * 3)
@@ -140,6 +170,19 @@ def test_a_body_without_its_length_is_counted(server: Running) -> None:
     assert json.loads(response.read())["error"]["code"] == "body_too_large"
     response.close()
     connection.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /", None])
+def test_a_request_that_does_not_come_is_given_up(sent: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "patience", 0.3)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    with running({"m": ScriptedEngine()}, body_seconds=0.3) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as raw:
+            raw.sendall(head.encode() + b"{" if sent is None else sent)
+            got = b"".join(iter(lambda: raw.recv(1000), b""))  # ends: the server closes the connection
+        assert got.startswith(b"HTTP/1.1 408") if sent is None else b"408" not in got
+        assert server.idle()
 
 
 def test_the_page_and_the_facts(server: Running) -> None:
@@ -173,6 +216,11 @@ def test_keys_are_asked_for_where_there_are_some(tmp_path: Path) -> None:
         assert refused.headers["Access-Control-Allow-Origin"] == "https://page.example"
         foreign, _ = server.send("/v1/models", None, Origin="https://other.example")
         assert "Access-Control-Allow-Origin" not in foreign.headers
+        assert server.send("/metrics")[0].status == 401
+        assert server.send("/metrics", Authorization="Bearer other")[0].status == 200
+    with running({"m": ScriptedEngine()}, keys=read_keys(file), metrics_open=True) as server:
+        assert server.send("/metrics")[0].status == 200
+        assert server.send("/v1/models")[0].status == 401
     file.write_text("# none\n")
     with pytest.raises(ConfigError, match="holds no key"):
         read_keys(file)
