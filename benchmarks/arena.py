@@ -179,6 +179,7 @@ def play(workers: Sequence[Worker], method: str, args: tuple[Any, ...], *, work:
     """
     able = []
     for worker in workers:
+        wait_until_quiet(chosen.patience)
         try:
             worker.turn(method, *args)
         except RuntimeError as error:

@@ -8,7 +8,8 @@
               ctranslate2-int8   its own converter, likewise -bfloat16, -float32
 
 Run `python benchmarks/forms.py S --work DIR` to make them all beforehand. OpenVINO's need `optimum-intel[nncf]`, which
-holds transformers back: make those two with `--forms openvino-int8` in an environment of their own, and they are found.
+holds transformers back: make those two with `--forms openvino-int8` in an environment of their own (with
+`datasets<5` and without torchvision), and they are found.
 """
 
 import argparse

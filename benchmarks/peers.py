@@ -46,6 +46,12 @@ class _Absent(Worker):
         """Nothing was started."""
 
 
+def _written(matrix: Any) -> str:
+    if hasattr(matrix, "bits"):
+        return f"int{matrix.bits}, groups of {matrix.group}"
+    return str(matrix.weight.dtype).removeprefix("torch.")
+
+
 class Herd:
     """herd's engine."""
 
@@ -58,22 +64,19 @@ class Herd:
         torch.set_num_threads(threads)
         dtype = torch.float32 if kind == "fp32" else torch.bfloat16
         quant: dict[str, Any] = {"quant": kind} if kind in ("int8", "int4") else {}
-        self._kind = kind
         self._model = load_model(path, dtype=dtype, **quant)
         blocks = batch * WINDOW // 16
         self._engine = Engine(self._model, max_running=batch, prefill_chunk=CHUNK, blocks=blocks, prefix_reuse=False)
 
     def facts(self) -> Facts:
-        """Count what the modules hold, an untied embedding left out."""
-        head = self._model.output
-        held = [t for m in self._model.modules() for t in (*m._parameters.values(), *m._buffers.values())]
-        stored = sum({t.data_ptr(): t.numel() * t.element_size() for t in held if t is not None}.values())
-        embedding = self._model.tok_embeddings
-        if not self._model.config.tie_embeddings:
-            stored -= sum(t.numel() * t.element_size() for t in (*embedding.parameters(), *embedding.buffers()))
-        kind = next((str(t.dtype) for t in (*head.parameters(), *head.buffers())), "").removeprefix("torch.")
-        cache = str(next(self._model.parameters()).dtype).removeprefix("torch.")
-        return Facts(self._kind, kind, stored, cache)
+        """Count what the modules hold but the embedding, of which a token reads a row (a tied one is the output's)."""
+        model = self._model
+        modules = [module for module in model.modules() if module is not model.tok_embeddings]
+        held = [tensor for m in modules for tensor in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
+        stored = sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
+        matrices = [module for module in model.layers.modules() if hasattr(module, "in_features")]
+        cache = str(next(model.parameters()).dtype).removeprefix("torch.")
+        return Facts(", ".join(sorted({_written(m) for m in matrices})), _written(model.output), stored, cache)
 
     def _submit(self, prompts: Prompts, tokens: int) -> set[int]:
         from herd.engine.request import Request, Sampling
