@@ -61,6 +61,7 @@ def test_scored_logprobs_are_the_trainers_and_sum_to_its_loss(engine: Engine) ->
     examples = toy_examples([9, 30, 2, 17, 24, 1, 12], share=1.0)
     sequences = [example.ids.tolist() for example in examples]
     scored = engine.score(sequences)
+    assert engine.score([[], sequences[0], sequences[5]])[::2] == [[], []]
     for ids, row in zip(sequences, scored, strict=True):
         torch.testing.assert_close(torch.tensor(row), torch.tensor(forward(engine.model, ids)), **CLOSE)
     whole = [type(e)(e.ids) for e in examples]

@@ -107,7 +107,7 @@ def score(
         targets = _padded([sequences[i][1:] for i in group], model)
         chosen = target_logprobs(model.logits, model(rows).flatten(0, 1), targets.flatten()).view_as(targets).tolist()
         for i, row in zip(group, chosen, strict=True):
-            results[i] = row[: len(sequences[i]) - 1]
+            results[i] = row[: max(0, len(sequences[i]) - 1)]
         start += count
         on_done(min(start, len(order)))
     return results

@@ -91,7 +91,8 @@ class Gate:
                 async with asyncio.timeout_at(until):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(408, f"the body took more than {config.body_seconds:g} s to come") from None
+                reason = f"the body took more than {config.body_seconds:g} s to come"
+                raise HTTPException(408, reason, headers={"Connection": "close"}) from None
             if not message.get("more_body"):
                 until = None  # what comes now is that the client has left
             got += len(message.get("body", b""))
