@@ -2,7 +2,8 @@
 
 Many clients at once, each drawing what it does next: ask and read the whole answer or a stream; leave in the middle;
 send half a body, no JSON, invalid UTF-8, wrong fields, a prompt or a body that is too long. First every question is
-asked alone; each answer under load must be the same. At the end no request and no cache block may be left.
+asked alone, whole and as a stream (a guard judges that in windows, and may stop it where the whole passes); each answer
+under load must be the same. At the end no request and no cache block may be left.
 
 Run `herd serve RUN --max-waiting 100` (fewer than the clients, so that some are turned away), and beside it
 `python benchmarks/stress.py http://127.0.0.1:8000 --seconds 60 --clients 200`. Exits with 1 when something was wrong.
@@ -18,10 +19,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
+from itertools import product
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -116,10 +118,13 @@ def said_streamed(body: bytes) -> str:
     return "".join(choice["delta"].get("content") or "" for row in rows for choice in row["choices"])
 
 
-class Client:
-    """One ill-behaved client; `alone` holds the right answer of each question."""
+READ: dict[str, Callable[[bytes], str]] = {"whole": said_whole, "streamed": said_streamed}
 
-    def __init__(self, target: Target, alone: list[str], tally: Tally, seed: int) -> None:
+
+class Client:
+    """One ill-behaved client; `alone` holds the right answers: to a kind of request, one for each question."""
+
+    def __init__(self, target: Target, alone: Mapping[str, list[str]], tally: Tally, seed: int) -> None:
         self._target, self._alone, self._tally = target, alone, tally
         self._dice = random.Random(seed)
         self._deeds: dict[Callable[[], tuple[str, str | None]], int] = {
@@ -142,25 +147,21 @@ class Client:
 
     def _whole(self) -> tuple[str, str | None]:
         number = self._dice.randrange(QUESTIONS)
-        return self._judged("whole", number, *self._target.get(CHAT, self._target.question(number)), said_whole)
+        return self._judged("whole", number, *self._target.get(CHAT, self._target.question(number)))
 
     def _streamed(self) -> tuple[str, str | None]:
         number = self._dice.randrange(QUESTIONS)
         body = self._target.question(number, stream=True)
-        return self._judged("streamed", number, *self._target.get(CHAT, body), said_streamed)
+        return self._judged("streamed", number, *self._target.get(CHAT, body))
 
-    def _judged(
-        self, kind: str, number: int, response: HTTPResponse, body: bytes, read: Callable[[bytes], str]
-    ) -> tuple[str, str | None]:
+    def _judged(self, kind: str, number: int, response: HTTPResponse, body: bytes) -> tuple[str, str | None]:
         if response.status == 429:
             time.sleep(self._dice.random() * int(response.headers["Retry-After"]))
             return "turned away (429)", None
         if response.status != 200:
             return kind, f"status {response.status}: {body[:200]!r}"
-        said = read(body)
-        return kind, None if said == self._alone[
-            number
-        ] else f"question {number}: {said!r}, not {self._alone[number]!r}"
+        said, wanted = READ[kind](body), self._alone[kind][number]
+        return kind, None if said == wanted else f"question {number}: {said!r}, not {wanted!r}"
 
     def _leaves(self) -> tuple[str, str | None]:
         body = self._target.question(self._dice.randrange(QUESTIONS), stream=True, n=self._dice.choice((1, 1, 4)))
@@ -231,12 +232,12 @@ def held_back(target: Target) -> str:
 
 def stress(target: Target, *, clients: int, seconds: float, seed: int = 0) -> Tally:
     """Let the clients loose; return what happened. Leftovers and a server that isn't well count as wrong."""
-    alone = []
-    for number in range(QUESTIONS):
-        response, body = target.get(CHAT, target.question(number))
+    alone: dict[str, list[str]] = {kind: [] for kind in READ}
+    for kind, number in product(READ, range(QUESTIONS)):
+        response, body = target.get(CHAT, target.question(number, stream=kind == "streamed"))
         if response.status != 200:
             sys.exit(f"asked alone, question {number} gave {response.status}: {body[:200].decode('utf-8', 'replace')}")
-        alone.append(said_whole(body))
+        alone[kind].append(READ[kind](body))
     tally = Tally()
     until = time.monotonic() + seconds
     with ThreadPoolExecutor(clients) as pool:
