@@ -21,13 +21,14 @@ from math import prod
 from pathlib import Path
 
 import torch
+from forms import Drawn
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.hf import write_hf
 from herd.model.meta import write_meta
-from herd.model.source import Shape, expected_shapes
+from herd.model.source import expected_shapes
 from herd.model.weights import open_source, write_hf_configs
 
 MP, DTYPE = 8, torch.bfloat16
@@ -42,25 +43,12 @@ class Run:
     memory: int
 
 
-class Drawn:
-    """Random weights that are drawn when they are asked for."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
-        self._generator = torch.Generator().manual_seed(0)
-
-    def names(self) -> list[str]:
-        return list(expected_shapes(self.config))
-
-    def shape(self, name: str) -> Shape:
-        return expected_shapes(self.config)[name]
-
-    def dtype(self, name: str) -> torch.dtype:
-        return DTYPE
+class Bits(Drawn):
+    """Random bits in place of weights: nothing is computed with them."""
 
     def read(self, name: str) -> Tensor:
-        """Return the tensor: any 16 bits will do, since nothing is computed with them."""
-        return torch.empty(self.shape(name), dtype=torch.int16).random_(generator=self._generator).view(DTYPE)
+        """Return the tensor."""
+        return torch.empty(self.shape(name), dtype=torch.int16).random_(generator=self.generator).view(DTYPE)
 
 
 def shape(gigabytes: float) -> ModelConfig:
@@ -128,7 +116,7 @@ def compare(folder: Path, config: ModelConfig, rounds: int) -> None:
     """Run all rounds and print the table."""
     meta, hf, back, plain = (folder / name for name in ("meta", "hf", "back", "plain"))
     meta.mkdir()
-    write_meta(Drawn(config), meta, mp=MP, dtype=DTYPE)
+    write_meta(Bits(config), meta, mp=MP, dtype=DTYPE)
     ways: dict[str, tuple[str, Path, Path]] = {
         "Meta -> HF": ("hf", meta, hf),
         f"HF -> Meta, {MP} ranks": ("meta", hf, back),

@@ -63,7 +63,7 @@ class Drawn:
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self._generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator().manual_seed(0)
 
     def names(self) -> list[str]:
         return list(expected_shapes(self.config))
@@ -79,7 +79,7 @@ class Drawn:
         shape = self.shape(name)
         if len(shape) < 2:
             return torch.ones(shape)
-        return torch.randn(shape, generator=self._generator) * shape[1] ** -0.5
+        return torch.randn(shape, generator=self.generator) * shape[1] ** -0.5
 
 
 def made_up_tokenizer(size: int) -> Tokenizer:

@@ -1,6 +1,7 @@
 """The engine: the trainer's own log-probabilities, whoever else is in the batch; and how tokens are chosen."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,9 +17,13 @@ from herd.train.objective import NextToken
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(toy_model(), max_running=4)
+@pytest.fixture(scope="module", params=["kernels", "pytorch"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Return an engine on herd's own kernels, where they can be had, and one on PyTorch's operators."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "pytorch":
+            patch.setenv("HERD_KERNELS", "off")
+        yield Engine(toy_model(), max_running=4)
 
 
 def prompts(lengths: list[int]) -> list[tuple[int, ...]]:

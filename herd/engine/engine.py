@@ -187,16 +187,17 @@ class Engine:
 
         Float weights of layers that are quantised here are quantised again. Raises HerdError without `keep_weights`.
         """
-        if not self._keep_weights:
-            raise HerdError(
-                "this engine gave up the model's own weights; open it with keep_weights=True to change them"
-            )
+        self._check_weights()
         tied = {"output.weight": weights["tok_embeddings.weight"]} if self.model.config.tie_embeddings else {}
         self.model.load_state_dict({**tied, **weights})
         self.refresh()
 
     def refresh(self) -> None:
-        """Take note that the model's weights have changed; what is in flight goes on with them from here."""
+        """Take note that the model's weights have changed; what is in flight goes on with them from here.
+
+        Raises HerdError without `keep_weights`.
+        """
+        self._check_weights()
         self._runner.refresh()
         self._scheduler.restart()
 
@@ -204,6 +205,12 @@ class Engine:
         """Let the other ranks go, where the model lies on several; the engine runs nothing after it."""
         if isinstance(self._runner, LeadingRunner):
             self._runner.close()
+
+    def _check_weights(self) -> None:
+        if not self._keep_weights:
+            raise HerdError(
+                "this engine gave up the model's own weights; open it with keep_weights=True to change them"
+            )
 
     def _check(self, request: Request) -> None:
         length, sampling, vocab_size = len(request.prompt), request.sampling, self.model.config.vocab_size

@@ -218,6 +218,8 @@ def test_weights_that_are_given_away_take_no_memory_and_cannot_be_changed() -> N
     assert left == {name for name, p in model.named_parameters() if p.dim() == 1 or "embeddings" in name}
     with pytest.raises(HerdError, match="keep_weights"):
         engine.load_weights(dict(toy_model().named_parameters()))
+    with pytest.raises(HerdError, match="keep_weights"):
+        engine.refresh()
 
 
 def replace_config(**changes: object) -> ModelConfig:

@@ -181,7 +181,8 @@ def _folder() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "herd" / "kernels"
     try:
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if base.stat().st_uid == os.getuid() and os.access(base, os.W_OK):
+        found = base.stat()
+        if found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(base, os.W_OK):
             return base
     except OSError:
         pass

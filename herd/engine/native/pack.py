@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from herd.engine.native.library import Linear
 from herd.model.quant import QuantLinear
 
-_STRIP, _LANES = 64, 16
+STRIP, LANES = 64, 16  # rows
 _FLOAT_GROUP = 64  # floats have no scales: any number that the strips' width is padded to
 _HUGE = 2 << 20
 
@@ -54,12 +54,12 @@ def packable(parts: Sequence[nn.Module]) -> bool:
     if any(type(p) not in (nn.Linear, QuantLinear) for p in parts):
         return False
     forms = {(p.bits, p.group) if isinstance(p, QuantLinear) else p.weight.dtype for p in parts}
-    return len(forms) == 1 and all(not isinstance(p, QuantLinear) or p.group % _LANES == 0 for p in parts)
+    return len(forms) == 1 and all(not isinstance(p, QuantLinear) or p.group % LANES == 0 for p in parts)
 
 
 def _real_rows(parts: list[Tensor], paired: bool) -> int:
     if paired:
-        return sum(len(part) + -len(part) % _LANES for part in parts)
+        return sum(len(part) + -len(part) % LANES for part in parts)
     return sum(len(part) for part in parts)
 
 
@@ -67,24 +67,24 @@ def _joined(parts: list[Tensor], paired: bool) -> Tensor:
     """Return all rows in their order."""
     if not paired:
         return torch.cat(parts)
-    first, second = (torch.cat((part, part.new_zeros(-len(part) % _LANES, part.shape[1]))) for part in parts)
-    half = _STRIP // 2
+    first, second = (torch.cat((part, part.new_zeros(-len(part) % LANES, part.shape[1]))) for part in parts)
+    half = STRIP // 2
     pieces = [piece for i in range(0, len(first), half) for piece in (first[i : i + half], second[i : i + half])]
     return torch.cat(pieces)
 
 
 def _strips(values_nk: Tensor) -> list[Tensor]:
     """Return [s, v, 16, k]: the whole strips, then the last one of fewer vectors."""
-    whole = len(values_nk) // _STRIP * _STRIP
-    left = -(-(len(values_nk) - whole) // _LANES)  # vectors
+    whole = len(values_nk) // STRIP * STRIP
+    left = -(-(len(values_nk) - whole) // LANES)  # vectors
     spans = [(0, whole, 4), (whole, len(values_nk), 4 if left == 3 else left)]
     return [_shaped(values_nk[begin:end], vectors) for begin, end, vectors in spans if end > begin]
 
 
 def _shaped(rows: Tensor, vectors: int) -> Tensor:
-    missing = -len(rows) % (vectors * _LANES)
+    missing = -len(rows) % (vectors * LANES)
     rows = torch.cat((rows, rows.new_zeros(missing, rows.shape[1]))) if missing else rows
-    return rows.view(-1, vectors, _LANES, rows.shape[1])
+    return rows.view(-1, vectors, LANES, rows.shape[1])
 
 
 def _integers(codes: Tensor, scales: Tensor, bits: int, group: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from herd.engine.native.library import Cache, Layer, Linear, Model, Pass, Shape, load
-from herd.engine.native.pack import Packed, pack, packable
+from herd.engine.native.pack import LANES, STRIP, Packed, pack, packable
 from herd.engine.runner import note_prompts, target_logprobs
 from herd.engine.scheduler import Share
 from herd.model.cache import zeros
@@ -20,14 +20,14 @@ from herd.model.quant import QuantLinear
 from herd.model.rope import rotation_table
 from herd.model.transformer import Block, Transformer
 
-_LANES, _STRIP, _MOST_HEAD = 16, 64, 512
+_MOST_HEAD = 512
 _SCORED_PLACES = 2048  # ids in a pass that only scores
 
 
 def supports(model: Transformer, *, block_size: int) -> bool:
     """Say whether the kernels can run this model here."""
     config, parameters = model.config, list(model.parameters())
-    fits = block_size % _LANES == 0 and config.head_size <= _MOST_HEAD and config.head_size % 2 == 0
+    fits = block_size % LANES == 0 and config.head_size <= _MOST_HEAD and config.head_size % 2 == 0
     on_processor = all(parameter.device.type == "cpu" for parameter in parameters)
     known = {parameter.dtype for parameter in parameters} <= {torch.float32, torch.bfloat16}
     known &= all(packable(parts) for parts in _inputs(model))
@@ -130,7 +130,7 @@ class NativeRunner:
             at += len(table)
         table_at, count, score = torch.tensor(ats), _int32(counts), _int32(scored)
         self._turn_to(max(start + n for (_, start, _), n in zip(rows, counts, strict=True)))
-        states = torch.empty(max(1, wanted), config.dim + -config.dim % _STRIP)
+        states = torch.empty(max(1, wanted), config.dim + -config.dim % STRIP)
         logits = torch.empty(wanted, config.vocab_size) if scores else None
         request = Pass(
             len(ids), len(rows), wanted,
@@ -169,7 +169,7 @@ class _Storage:
         config = model.config
         whole = all(p.dtype == torch.float32 for p in model.parameters()) and not isinstance(model.output, QuantLinear)
         dtype = torch.float32 if whole else torch.bfloat16
-        padded = config.head_size + -config.head_size % _LANES
+        padded = config.head_size + -config.head_size % LANES
         slots = config.n_layers * config.n_kv_heads * blocks * block_size
         self._keys, self._values = (zeros((slots, size), dtype, "cpu") for size in (config.head_size, padded))
         self.description = Cache(
@@ -218,7 +218,7 @@ class _Decoder:
 
     def _norm(self, norm: RMSNorm) -> int:
         weight = norm.weight.detach().float()
-        padded = torch.nn.functional.pad(weight, (0, -len(weight) % _STRIP))
+        padded = torch.nn.functional.pad(weight, (0, -len(weight) % STRIP))
         self._held.append(padded)
         return padded.data_ptr()
 
