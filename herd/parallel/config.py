@@ -6,8 +6,8 @@
     cp            a row's positions in parts                       (keys and values gathered a layer at a time)
     tp            heads, SwiGLU width and vocabulary in parts      (twice a layer, largest messages: innermost)
 
-The order is that of section 3.3.2 of arXiv:2407.21783, outermost first, so that neighbouring ranks share a machine where the
-most is sent.
+The order is that of section 3.3.2 of arXiv:2407.21783, outermost first, so that neighbouring ranks share a machine
+where the most is sent.
 """
 
 from collections.abc import Iterator
@@ -29,9 +29,9 @@ class ParallelConfig(Section):
 
     schedule: of the pipeline; Interleaved1F1B and ZBVZeroBubble keep two stages a rank, 1F1B one.
     recompute: activations computed again in the backward pass: none, the cheap ones (all but matrix products and
-    attention), or whole blocks. compile: `torch.compile` of each block. float8: matrix products in float8 (torchao; cards
-    that have it). offload: shards wait in the host's memory. reshard: gathered weights are let go after a block's forward
-    pass (ZeRO 3), which a pipeline can't afford; None leaves it to the mesh.
+    attention), or whole blocks. compile: `torch.compile` of each block. float8: matrix products in float8 (torchao;
+    cards that have it). offload: shards wait in the host's memory. reshard: gathered weights are let go after a block's
+    forward pass (ZeRO 3), which a pipeline can't afford; None leaves it to the mesh.
     """
 
     dp_replicate: int = Field(1, ge=1)
@@ -87,7 +87,7 @@ def check(
     accumulate: int = 1,
     where: str = "parallel",
 ) -> None:
-    """Refuse a mesh that can't run a model, before a process starts. Raises ConfigError naming every misfit and what fits.
+    """Refuse a mesh that can't run a model, before a process starts. Raises ConfigError with every misfit and a remedy.
 
     rows: of one micro-batch over all data ranks; accumulate: micro-batches a step.
     """
@@ -108,7 +108,7 @@ def _misfits(
         if value % tp:
             yield f"tp {tp} doesn't divide {name} {value}; {_fitting(value, tp)} does"
     if tp > 1 and (row_length // (2 * cp if cp > 1 else 1)) % tp:
-        yield f"tp {tp} doesn't divide a rank's part of a row of {row_length} positions (its norms are split by position)"
+        yield f"tp {tp} doesn't divide a rank's part of a row of {row_length} positions; norms are split by position"
     if cp > 1 and row_length % (2 * cp):
         yield f"a row of {row_length} positions can't be cut into 2 x cp = {2 * cp} equal parts"
     if rows < config.data:
