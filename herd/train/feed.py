@@ -13,7 +13,7 @@ import numpy as np
 from herd.base.errors import DataError
 from herd.base.seeds import named_seed
 from herd.tokenizer.shards import TokenShards
-from herd.train.batch import Batch, Example, collate, pack
+from herd.train.batch import WHOLE, Batch, Example, Part, collate, pack
 
 # rows shorter than this would save little attention and waste places at their ends
 _SHORTEST_ROW = 256
@@ -33,9 +33,13 @@ class Feed(Protocol):
 
 
 class Source(Protocol):
-    """Documents by index. `lengths` counts ids per document; none longer than a row plus one."""
+    """Documents by index. `lengths` counts ids per document; none longer than a row plus one.
+
+    `top_k` is how many of a teacher's log-probabilities each place brings.
+    """
 
     lengths: np.ndarray
+    top_k: int
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Return the document indices of one epoch, shuffled; a document may appear never or many times."""
@@ -49,11 +53,26 @@ class PackedFeed:
 
     Attention costs the square of a row, and documents don't see each other: documents that fit a half or a quarter
     of a row (down to 256 places) are packed into shorter rows, and a batch of those has as many more of them.
+    Without `shorter_rows` every batch has one shape, as a pipeline needs it.
+
+    The batches are planned alike on all ranks; each lays out the rows of its own `part`, and empty ones where rows
+    run out, so that all ranks have equal shapes.
     """
 
-    def __init__(self, source: Source, *, rows: int, row_length: int, pad_id: int, seed: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        rows: int,
+        row_length: int,
+        pad_id: int,
+        seed: int,
+        part: Part = WHOLE,
+        shorter_rows: bool = True,
+    ) -> None:
         self.source, self.rows, self.row_length = source, rows, row_length
         self.pad_id, self.seed = pad_id, seed
+        self.part, self.shorter_rows = part, shorter_rows
         self._epoch, self._batch = 0, 0
         self._plan = self._plan_epoch(0)
         if not self._plan:
@@ -70,7 +89,7 @@ class PackedFeed:
         places = self.source.lengths[drawn] - 1
         batches: list[_Planned] = []
         waiting, shorter = np.zeros(len(drawn), bool), 0
-        for length in _row_lengths(self.row_length):
+        for length in _row_lengths(self.row_length) if self.shorter_rows else [self.row_length]:
             waiting |= (places > shorter) & (places <= length)
             mine, shorter = np.flatnonzero(waiting), length
             rows = [mine[row] for row in pack(self.source.lengths[drawn[mine]], length)]
@@ -92,8 +111,10 @@ class PackedFeed:
             self._plan = self._plan_epoch(self._epoch)
         length, rows = self._plan[self._batch]
         self._batch += 1
-        picked = [[self.source.example(i) for i in row] for row in rows]
-        return collate(picked, row_length=length, pad_id=self.pad_id)
+        picked = [[self.source.example(i) for i in row] for row in rows[self.part.index :: self.part.of]]
+        wanted = self.part.rows(len(rows) if self.shorter_rows else self.rows)
+        picked += [[] for _ in range(wanted - len(picked))]
+        return collate(picked, row_length=length, pad_id=self.pad_id, top_k=self.source.top_k)
 
     def state(self) -> dict[str, Any]:
         """Return where the next batch is taken from."""
@@ -129,6 +150,7 @@ class ShardSource:
         teacher: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.shards, self.teacher = shards, teacher
+        self.top_k: int = 0 if teacher is None else teacher[0].shape[1]
         self.starts, self.lengths, self._keys = cut(shards, row_length)
         # a document's repeat is the product over its key, such as that of its language and of its kind
         table = np.array([math.prod((repeats or {}).get(part, 1.0) for part in key) for key in shards.keys])
@@ -176,6 +198,8 @@ def cut(shards: TokenShards, row_length: int) -> tuple[np.ndarray, np.ndarray, n
 
 class ExampleSource:
     """Examples in memory, such as encoded dialogs; longer ones than a row lose their tail."""
+
+    top_k = 0
 
     def __init__(self, examples: Sequence[Example], *, row_length: int) -> None:
         self._examples = [_shorten(example, row_length + 1) for example in examples]
