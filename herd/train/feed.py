@@ -174,7 +174,7 @@ class ShardSource:
     def example(self, index: int) -> Example:
         """Return one piece."""
         start, length = int(self.starts[index]), int(self.lengths[index])
-        ids = np.asarray(self.shards.tokens[start : start + length])
+        ids = self.shards.read(start, length)
         if self.teacher is None:
             return Example(ids)
         top_ids, top_logprobs = (np.asarray(array[start : start + length]) for array in self.teacher)
@@ -182,18 +182,21 @@ class ShardSource:
 
 
 def cut(shards: TokenShards, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return start, length and key of each piece: documents of over row_length + 1 ids are cut, one id overlapping."""
-    starts, lengths, keys = [], [], []
-    offsets = np.asarray(shards.offsets)
-    for document in range(shards.n_documents):
-        start, end = int(offsets[document]), int(offsets[document + 1])
-        while end - start >= 2:
-            length = min(end - start, row_length + 1)
-            starts.append(start)
-            lengths.append(length)
-            keys.append(int(shards.key_of[document]))
-            start += length - 1
-    return np.array(starts, np.int64), np.array(lengths, np.int64), np.array(keys, np.int64)
+    """Return start, length and key of each piece of all documents."""
+    offsets = shards.offsets
+    documents, starts, lengths = pieces(offsets[:-1], np.diff(offsets), row_length)
+    return starts, lengths, shards.key_of[documents]
+
+
+def pieces(starts: np.ndarray, lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return document, start and length of each piece: what exceeds row_length + 1 ids is cut, one id overlapping.
+
+    A document of less than two ids predicts nothing and has no piece.
+    """
+    counts = -(-(lengths - 1).clip(0) // row_length)
+    documents = np.repeat(np.arange(len(lengths)), counts)
+    before = (np.arange(len(documents)) - np.repeat(counts.cumsum() - counts, counts)) * row_length
+    return documents, starts[documents] + before, np.minimum(lengths[documents] - before, row_length + 1)
 
 
 class ExampleSource:

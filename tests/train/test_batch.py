@@ -194,7 +194,7 @@ def test_short_documents_go_into_short_rows_and_each_is_shown_once() -> None:
 def test_cut_documents_predict_every_token_but_their_first_once(lengths: list[int], row_length: int) -> None:
     import tempfile
 
-    from herd.tokenizer.shards import write_shards
+    from herd.tokenizer.shard_writer import write_shards
 
     with tempfile.TemporaryDirectory() as folder:
         shards = write_shards(Path(folder), [(list(range(n)), ("en", "x")) for n in lengths], vocab_size=100)
