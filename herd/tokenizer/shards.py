@@ -1,6 +1,6 @@
 """Token shards on disk: a corpus as files of ids, each with a table of its documents, memory-mapped for training.
 
-index.json           dtype, counts, keys, tokenizer fingerprint, a line a file; written last: without it nothing is whole
+index.json           dtype, counts, keys, tokenizer fingerprint, a line a file; written last: without it none is whole
 tokens-00000.bin     ids of the file's documents end to end; uint16 below 65,536 ids, else uint32
 documents-00000.bin  uint32: n + 1 offsets into the file's ids; then, if it holds several keys, its n documents by key
 
