@@ -32,6 +32,7 @@ from herd.train.hooks import Metrics, Saver, reporter
 from herd.train.loop import fit
 from herd.train.objective import Objective
 from herd.train.optim import Optimizer
+from herd.train.prefetch import Prefetched
 
 
 @dataclass(frozen=True)
@@ -96,29 +97,30 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
     optimizer = Optimizer(model.named_parameters(), plan.optim, steps=plan.steps, dtype=machine.dtype)
     started = next(r for r in reversed(context.run.ledger.records) if r.kind == "start" and r.step == key)
     checkpoints = Checkpoints(context.run / f"checkpoints/{key.replace('/', '-')}", owner=started.fingerprint)
-    state = None
+    state, feed = None, Prefetched(plan.feed)
     if newest := checkpoints.latest():
         state, place = checkpoints.restore(newest, optimizer)
-        plan.feed.restore(place)
+        feed.restore(place)
         context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
     else:
         torch.manual_seed(named_seed(recipe.seed, f"torch/{key}"))
     curve = f"metrics/{key.replace('/', '-')}.jsonl"
     metrics = Metrics(context.run / curve, from_step=state.step if state else 0)
-    saver = Saver(checkpoints, optimizer, plan.feed, metrics, seconds=recipe.checkpoint_seconds, steps=plan.steps)
+    saver = Saver(checkpoints, optimizer, feed, metrics, seconds=recipe.checkpoint_seconds, steps=plan.steps)
     watch = (plan.watch,) if plan.watch else ()
     # what is watched is written before a checkpoint says that its step is done
     hooks = (metrics, *watch, saver, reporter(context.progress, plan.steps))
-    final = fit(
-        model,
-        plan.objective,
-        plan.feed,
-        optimizer,
-        steps=plan.steps,
-        hooks=hooks,
-        state=state,
-        accumulate=plan.accumulate,
-    )
+    with feed:
+        final = fit(
+            model,
+            plan.objective,
+            feed,
+            optimizer,
+            steps=plan.steps,
+            hooks=hooks,
+            state=state,
+            accumulate=plan.accumulate,
+        )
     metrics.flush()
     save(context, optimizer.weights(), model.config, output)
     checkpoints.clear()
@@ -131,6 +133,7 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
         "curve": curve,
         **({"heldout": plan.watch.facts()} if plan.watch else {}),
         **(plan.about or {}),
+        **feed.facts(),
     }
     joules = energy.joules()
     cost = {
@@ -141,6 +144,7 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
         "threads": machine.threads,
         "peak_memory_bytes": peak_memory_bytes(),
         "tokens_per_s": round(final.tokens / final.seconds, 1),
+        "data_wait_seconds": round(feed.waited, 3),
         "joules_measured": None if joules is None else round(joules, 1),
     }
     return Outcome(facts, (output,), cost)
