@@ -38,4 +38,4 @@ if __name__ == "__main__":
     if step == "random":
         signal.setitimer(signal.ITIMER_REAL, float(moment))  # SIGALRM, unhandled, ends a process as SIGKILL does
     reaper = Reaper(step, -1 if step == "random" else int(moment))
-    raise_herd(load_recipe(recipe, ["checkpoint_seconds=0.1"]), Path(run), reaper)
+    raise_herd(load_recipe(recipe, ["checkpoints.seconds=0.1"]), Path(run), reaper)

@@ -56,7 +56,7 @@ def test_killed_by_the_clock_wherever_that_is(toy_run: Path, tmp_path: Path) -> 
 
 def finish(toy_run: Path, run: Path) -> None:
     """Run to the end, and hold the facts against those of the run that was never killed."""
-    done = herd("raise", str(TOY), "checkpoint_seconds=0.1", "--run", str(run))
+    done = herd("raise", str(TOY), "checkpoints.seconds=0.1", "--run", str(run))
     assert done.returncode == 0, done.stderr
     assert facts_of(run) == facts_of(toy_run)
 

@@ -13,7 +13,7 @@ from herd.data.meadow import MeadowConfig
 from herd.distill.config import check_cut
 from herd.model.config import ModelConfig, RopeScaling, Shape
 from herd.runtime.config import RuntimeConfig
-from herd.train.config import OptimConfig, TrainConfig
+from herd.train.config import CheckpointConfig, FaultsConfig, OptimConfig, TrainConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -116,13 +116,18 @@ class Recipe(Section):
     eval: EvalConfig = EvalConfig()
     energy: EnergyConfig = EnergyConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-    checkpoint_seconds: float = 15.0
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @model_validator(mode="before")
     @classmethod
-    def _path_or_shape(cls, values: Any) -> Any:
+    def _other_spellings(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("flagship"), str):
             values = values | {"flagship": None, "flagship_path": values["flagship"]}
+        if isinstance(values, dict) and "checkpoint_seconds" in values:  # its name in 0.1, in the recipes of old runs
+            seconds = values["checkpoint_seconds"]
+            values = {key: value for key, value in values.items() if key != "checkpoint_seconds"}
+            values["checkpoints"] = {"seconds": seconds} | (values.get("checkpoints") or {})
         return values
 
     @model_validator(mode="after")

@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from herd.stages.step import Context, Outcome
 from herd.stages.watch import HeldOut
 from herd.train.checkpoint import Checkpoints
 from herd.train.config import OptimConfig
+from herd.train.durable import Durable
 from herd.train.feed import Feed
-from herd.train.hooks import Metrics, Saver, reporter
-from herd.train.loop import fit
+from herd.train.hooks import Metrics, reporter
 from herd.train.objective import Objective
 from herd.train.optim import Optimizer
 from herd.train.prefetch import Prefetched
@@ -94,35 +95,35 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
     """Run the loop for ledger step `key`, resuming from its newest checkpoint, and write the folder `output`."""
     machine, recipe = context.machine, context.recipe
     energy = EnergyMeter(machine.device)
+    attempt = context.attempts.current
+    assert attempt is not None, "a stage trains within an attempt"
+    attempt.heart.joules = energy.joules
     optimizer = Optimizer(model.named_parameters(), plan.optim, steps=plan.steps, dtype=machine.dtype)
-    started = next(r for r in reversed(context.run.ledger.records) if r.kind == "start" and r.step == key)
-    checkpoints = Checkpoints(context.run / f"checkpoints/{key.replace('/', '-')}", owner=started.fingerprint)
-    state, feed = None, Prefetched(plan.feed)
-    if newest := checkpoints.latest():
-        state, place = checkpoints.restore(newest, optimizer)
-        feed.restore(place)
-        context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
-    else:
-        torch.manual_seed(named_seed(recipe.seed, f"torch/{key}"))
+    checkpoints = Checkpoints(
+        context.run / f"checkpoints/{key.replace('/', '-')}",
+        owner=attempt.start.facts,
+        config=recipe.checkpoints,
+        made=attempt.saved,
+    )
     curve = f"metrics/{key.replace('/', '-')}.jsonl"
-    metrics = Metrics(context.run / curve, from_step=state.step if state else 0)
-    saver = Saver(checkpoints, optimizer, feed, metrics, seconds=recipe.checkpoint_seconds, steps=plan.steps)
-    watch = (plan.watch,) if plan.watch else ()
-    # what is watched is written before a checkpoint says that its step is done
-    hooks = (metrics, *watch, saver, reporter(context.progress, plan.steps))
-    with feed:
-        final = fit(
+    metrics = Metrics(context.run / curve)
+    feed = Prefetched(plan.feed)
+    run = Durable(checkpoints, optimizer, feed, metrics, faults=recipe.faults, attempt=attempt)
+    with feed, closing(run):
+        state = run.resume(begin=lambda: torch.manual_seed(named_seed(recipe.seed, f"torch/{key}")))
+        if state.step:
+            context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
+        final = run.fit(
             model,
             plan.objective,
-            feed,
-            optimizer,
+            state,
             steps=plan.steps,
-            hooks=hooks,
-            state=state,
             accumulate=plan.accumulate,
+            looks=(plan.watch,) if plan.watch else (),
+            hooks=(reporter(context.progress, plan.steps),),
         )
-    metrics.flush()
-    save(context, optimizer.weights(), model.config, output)
+    with attempt.clock.spending("checkpoint"):
+        save(context, optimizer.weights(), model.config, output)
     checkpoints.clear()
     facts = model_facts(model.config, output) | {
         "steps": plan.steps,
@@ -131,21 +132,18 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
         "loss_last": mean_of_last(context.run / curve, "loss", plan.steps),
         "learning_rate": plan.optim.learning_rate,
         "curve": curve,
+        **({"skipped_batches": [asdict(skip) for skip in run.skips]} if run.skips else {}),
         **({"heldout": plan.watch.facts()} if plan.watch else {}),
         **(plan.about or {}),
         **feed.facts(),
     }
-    joules = energy.joules()
     cost = {
-        "seconds": round(final.seconds, 3),
-        "device_hours": round(final.seconds / 3600, 7),
+        "train_seconds": round(final.seconds, 3),
         "device": machine.name,
         "dtype": str(machine.dtype).removeprefix("torch."),
         "threads": machine.threads,
         "peak_memory_bytes": peak_memory_bytes(),
         "tokens_per_s": round(final.tokens / final.seconds, 1),
-        "data_wait_seconds": round(feed.waited, 3),
-        "joules_measured": None if joules is None else round(joules, 1),
     }
     return Outcome(facts, (output,), cost)
 
