@@ -191,6 +191,9 @@ class _Timed:
     def restore(self, state: Mapping[str, Any]) -> None:
         self._feed.restore(state)
 
+    def facts(self) -> dict[str, Any]:
+        return self._feed.facts()
+
     def __next__(self) -> Batch:
         with self._clock.spending("data"):
             return next(self._feed)
