@@ -109,7 +109,7 @@ def raise_herd(recipe: Recipe, folder: Path, progress: Progress, *, only: str | 
         run.claim(
             recipe.model_dump(mode="json"),
             lambda old: validate(Recipe, old, where=where).model_dump(mode="json"),
-            free=("checkpoints", "faults"),
+            free=("checkpoints", "faults", "parallel", "meshes"),
         )
         remedy = "free some, choose another --run, or take less text (curate.share, curate.max_megabytes)"
         check_disk(folder, disk_need(recipe), remedy=remedy)

@@ -15,7 +15,11 @@ from herd.stages.attempts import Attempts
 from herd.stages.recipe import Recipe
 
 if TYPE_CHECKING:
+    from herd.model.config import ModelConfig
+    from herd.parallel.config import ParallelConfig
     from herd.runtime.device import Machine
+    from herd.runtime.process import Leader
+    from herd.stages.meshes import Batches
     from herd.tokenizer.bpe import Tokenizer
     from herd.tokenizer.codec import DialogCodec
 
@@ -63,6 +67,22 @@ class Context:
         from herd.tokenizer.layout import layout_from_json
 
         return DialogCodec(self.tokenizer, layout_from_json(self.recipe.layout, where="layout"))
+
+    @cached_property
+    def leader(self) -> "Leader":
+        """What the first process of a run says to the others."""
+        from herd.runtime.process import Leader
+
+        return Leader()
+
+    def mesh(self, key: str, config: "ModelConfig", batches: "Batches") -> "ParallelConfig":
+        """Return the mesh that a training step runs on. Raises ConfigError when it can't."""
+        from herd.stages.meshes import mesh_of
+
+        found, why = mesh_of(self.recipe, key, config, batches, device=self.machine.name)
+        if why:
+            self.progress.note(f"{key}: {why}")
+        return found
 
     def facts(self, step: str) -> Mapping[str, Any]:
         """Return the facts of an earlier step."""
