@@ -16,7 +16,8 @@ from herd.model.transformer import Transformer
 from herd.model.weights import write_hf_configs
 from herd.runtime.signals import StopSignals
 from herd.tokenizer.bpe import Tokenizer
-from herd.tokenizer.shards import TokenShards, write_shards
+from herd.tokenizer.shard_writer import write_shards
+from herd.tokenizer.shards import TokenShards
 from herd.train.attempt import Attempt
 from herd.train.batch import Example
 from herd.train.clock import Clock
@@ -52,12 +53,14 @@ def toy_documents(lengths: Sequence[int], *, vocab_size: int = TOY.vocab_size, s
     return documents
 
 
-def toy_shards(folder: Path, *, documents: int = 40, longest: int = 60, seed: int = 0) -> TokenShards:
+def toy_shards(
+    folder: Path, *, documents: int = 40, longest: int = 60, seed: int = 0, file_tokens: int = 1 << 30
+) -> TokenShards:
     """Write shards of random lengths in two languages."""
     lengths = np.random.default_rng(seed).integers(2, longest + 1, documents).tolist()
     keys = [("en", "story"), ("de", "code")]
     rows = [(ids, keys[i % 2]) for i, ids in enumerate(toy_documents(lengths, seed=seed))]
-    return write_shards(folder, rows, vocab_size=TOY.vocab_size)
+    return write_shards(folder, rows, vocab_size=TOY.vocab_size, file_tokens=file_tokens)
 
 
 def toy_examples(lengths: Sequence[int], *, seed: int = 0, share: float = 0.6) -> list[Example]:

@@ -1,4 +1,4 @@
-"""The process group: begun from what torchrun or Slurm tells of it, ended without the crash at exit gloo is known for.
+"""The process group: begun from what torchrun or Slurm tells of it, ended without the crash at exit known of gloo.
 
 One process has none, and everything here then answers for a world of one.
 """

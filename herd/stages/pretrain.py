@@ -10,9 +10,11 @@ from herd.stages.step import Context, Outcome
 from herd.stages.training import Plan, fresh_model, imported_model, passed_on, started_from, train, trained_model
 from herd.stages.watch import HeldOut
 from herd.tokenizer.shards import TokenShards
+from herd.train.batch import WHOLE, Part
 from herd.train.config import TrainConfig
-from herd.train.feed import PackedFeed, ShardSource
+from herd.train.feed import Feed, PackedFeed, ShardSource
 from herd.train.objective import NextToken
+from herd.train.windows import WindowFeed, windows_of
 
 FOLDERS = {"pretrain": "flagship/pretrain", "long-context": "flagship/long", "anneal": "flagship/base"}
 
@@ -41,28 +43,44 @@ def run(context: Context, key: str) -> Outcome:
         return passed_on(context, model, output=FOLDERS[key], about=about)
     feed = shard_feed(context, section, key)
     about |= {"context": section.context, "batch_tokens": section.batch_tokens, "seed": recipe.seed}
-    assert isinstance(feed.source, ShardSource)
-    about["mixture"] = {name: round(share, 4) for name, share in feed.source.shares(1).items()}
+    if isinstance(feed, PackedFeed) and isinstance(feed.source, ShardSource):  # other feeds tell what they have shown
+        about["mixture"] = {name: round(share, 4) for name, share in feed.source.shares(1).items()}
     watch = HeldOut(context, key, model, steps=section.steps)
     plan = Plan(NextToken(), feed, section.optim, section.steps, section.accumulate, about, watch)
     return train(context, key, model, plan, output=FOLDERS[key])
 
 
 def shard_feed(
-    context: Context, section: TrainConfig, name: str, *, teacher: tuple[np.ndarray, np.ndarray] | None = None
-) -> PackedFeed:
-    """Return the feed of packed shard rows for one training section. Raises DataError on a corpus below one batch."""
+    context: Context,
+    section: TrainConfig,
+    name: str,
+    *,
+    teacher: tuple[np.ndarray, np.ndarray] | None = None,
+    part: Part = WHOLE,
+    shorter_rows: bool = True,
+) -> Feed:
+    """Return the feed of packed shard rows for one training section, a rank's `part` of it.
+
+    A corpus of up to a window is shuffled whole; a larger one, a mixture and a ramp go by windows. Raises DataError on
+    a corpus below one batch.
+    """
     shards = TokenShards(context.run / "shards", fingerprint=context.tokenizer.fingerprint)
+    key = name.replace("-", "_")
     if shards.n_tokens < section.batch_tokens:
         raise DataError(
             f"the curated corpus has {shards.n_tokens} tokens, less than one batch of {section.batch_tokens}; "
-            f"give more text or set {name.replace('-', '_')}.batch_tokens lower"
+            f"give more text or set {key}.batch_tokens lower"
         )
-    source = ShardSource(shards, row_length=section.context, repeats=section.repeats, teacher=teacher)
+    seed, pad_id = named_seed(context.recipe.seed, f"feed/{name}"), context.tokenizer.pad_id
+    if section.mixture or section.ramp or shards.n_tokens > section.window_tokens:
+        windows = windows_of(shards, section, seed=seed, teacher=teacher, where=f"{key}.mixture")
+        return WindowFeed(windows, section.phases, pad_id=pad_id, part=part, shorter_rows=shorter_rows)
     return PackedFeed(
-        source,
+        ShardSource(shards, row_length=section.context, repeats=section.repeats, teacher=teacher),
         rows=section.rows,
         row_length=section.context,
-        pad_id=context.tokenizer.pad_id,
-        seed=named_seed(context.recipe.seed, f"feed/{name}"),
+        pad_id=pad_id,
+        seed=seed,
+        part=part,
+        shorter_rows=shorter_rows,
     )

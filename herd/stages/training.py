@@ -33,6 +33,7 @@ from herd.train.feed import Feed
 from herd.train.hooks import Metrics, reporter
 from herd.train.objective import Objective
 from herd.train.optim import Optimizer
+from herd.train.prefetch import Prefetched
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,9 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
     )
     curve = f"metrics/{key.replace('/', '-')}.jsonl"
     metrics = Metrics(context.run / curve)
-    run = Durable(checkpoints, optimizer, plan.feed, metrics, faults=recipe.faults, attempt=attempt)
-    with closing(run):
+    feed = Prefetched(plan.feed)
+    run = Durable(checkpoints, optimizer, feed, metrics, faults=recipe.faults, attempt=attempt)
+    with closing(run), feed:
         state = run.resume(begin=lambda: torch.manual_seed(named_seed(recipe.seed, f"torch/{key}")))
         if state.step:
             context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
@@ -133,6 +135,7 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
         **({"skipped_batches": [asdict(skip) for skip in run.skips]} if run.skips else {}),
         **({"heldout": plan.watch.facts()} if plan.watch else {}),
         **(plan.about or {}),
+        **feed.facts(),
     }
     cost = {
         "train_seconds": round(final.seconds, 3),

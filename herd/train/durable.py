@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from herd.model.transformer import Transformer
+from herd.parallel.worker import Worker
 from herd.runtime.process import leads
 from herd.runtime.signals import Stopped
 from herd.train.attempt import Attempt
@@ -68,7 +69,7 @@ class Durable:
 
     def fit(
         self,
-        model: Transformer,
+        model: Transformer | Worker,
         objective: Objective,
         state: State,
         *,
@@ -190,6 +191,9 @@ class _Timed:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._feed.restore(state)
+
+    def facts(self) -> dict[str, Any]:
+        return self._feed.facts()
 
     def __next__(self) -> Batch:
         with self._clock.spending("data"):
