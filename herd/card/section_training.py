@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from herd.base.emissions import EnergyConfig, energy_kwh, location_based_g, market_based_g, measured_kwh
 from herd.base.goodput import attempts
 from herd.base.ledger import Record
 from herd.card.book import BASE, RECIPE, Book, look_up, model_label
 from herd.card.document import Block, Cell, Chart, Prose, Section, Table, escape
-from herd.card.emissions import EnergyConfig, energy_kwh, location_based_g, market_based_g, measured_kwh
 from herd.card.figures import Figure
 from herd.card.plots import loss_chart
 from herd.card.section_models import total

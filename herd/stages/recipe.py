@@ -6,8 +6,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from herd.base.config import Section, load_yaml, validate
+from herd.base.emissions import EnergyConfig
 from herd.base.errors import ConfigError
-from herd.card.emissions import EnergyConfig
 from herd.data.curate import CurateConfig
 from herd.data.meadow import MeadowConfig
 from herd.distill.config import check_cut

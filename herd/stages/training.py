@@ -109,7 +109,7 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
     metrics = Metrics(context.run / curve)
     feed = Prefetched(plan.feed)
     run = Durable(checkpoints, optimizer, feed, metrics, faults=recipe.faults, attempt=attempt)
-    with closing(run), feed:
+    with feed, closing(run):
         state = run.resume(begin=lambda: torch.manual_seed(named_seed(recipe.seed, f"torch/{key}")))
         if state.step:
             context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
