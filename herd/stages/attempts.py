@@ -72,7 +72,8 @@ class Attempts:
 
 def ended(run: RunFolder, start: Record, beats: Sequence[Beat], *, why: str) -> Record:
     """Write that an attempt ended without its result."""
-    reached = {"step": beats[0].step} if beats and beats[0].step else {}
+    reached = {"reached": beats[0].step} if beats and beats[0].step else {}
+    why = why.replace(f"{run.path}/", "")
     return run.ledger.append("end", start.step, facts={"start": start.id, "why": why} | reached, cost=cost_of(beats))
 
 
