@@ -1,6 +1,6 @@
 """Weights of a model that lies over ranks: filled from a source, and gathered again, one whole tensor at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -51,7 +51,7 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
 class Gathered:
     """A source of weights that lie over ranks. Every rank has to read every tensor, in the same order."""
 
-    def __init__(self, weights: dict[str, Tensor], config: ModelConfig, mesh: Mesh) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], config: ModelConfig, mesh: Mesh) -> None:
         self.config = config
         self._weights, self._mesh = weights, mesh
         self._shapes = expected_shapes(config)

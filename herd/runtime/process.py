@@ -3,10 +3,9 @@
 One process has none, and everything here then answers for a world of one.
 """
 
+import json
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,39 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from herd.base.errors import ConfigError
+from herd.runtime.world import World, world
 
 _MINUTES = 30.0  # that a collective waits for the slowest rank
-_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-@dataclass(frozen=True)
-class World:
-    """Which process of how many this is; `attempt` counts the restarts of all of them."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    attempt: int = 0
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process owns the ledger and the progress."""
-        return self.rank == 0
-
-
-def world() -> World:
-    """Return what the launcher said in the environment; a world of one where it said nothing. Raises ConfigError."""
-    if "WORLD_SIZE" not in os.environ:
-        return World()
-    try:
-        found = {name: int(os.environ[name]) for name in _NAMES if name != "MASTER_ADDR"}
-        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"WORLD_SIZE is set, but {error} is not as torchrun sets it; start herd with torchrun or --nproc"
-        ) from None
-    return World(found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"], attempt)
+_POLL = 60.0  # seconds
 
 
 def begin(device: torch.device, *, minutes: float = _MINUTES) -> World:
@@ -103,16 +73,27 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def from_leader(value: Any = None) -> Any:
-    """Return the first rank's value on every rank: plain data, by pickle between processes of one's own."""
-    if not grouped():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+class Leader:
+    """What the first rank says, in order, to those that wait for it however long it works: plain data, as JSON.
 
+    Through the store rather than a collective, which would give up after its time.
+    """
 
-def environment(rank: int, size: int, *, address: str, port: int) -> Mapping[str, str]:
-    """Return what `world` and `begin` read, for a process of one machine that is started by hand."""
-    values = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": address, "MASTER_PORT": port}
-    return {name: str(value) for name, value in values.items()}
+    def __init__(self) -> None:
+        self._said = 0
+
+    def says(self, value: Any = None) -> Any:
+        """Return the first rank's value on every rank; others give none."""
+        if not grouped():
+            return value
+        key, self._said = f"leader/{self._said}", self._said + 1
+        store = dist.distributed_c10d._get_default_store()
+        if leads():
+            store.set(key, json.dumps(value))
+            return value
+        while True:
+            try:
+                store.wait([key], timedelta(seconds=_POLL))
+            except dist.DistStoreError:
+                continue
+            return json.loads(store.get(key))

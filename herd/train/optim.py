@@ -146,11 +146,15 @@ class Optimizer:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take masters, moments and average from `tensors`, and give the model its weights."""
+        """Take masters, moments and average from `tensors`, and give the model its weights; drop all else."""
+        self._average = {}
+        self._adamw.zero_grad(set_to_none=True)
         for name, master in self.masters.items():
             master.copy_(tensors[f"masters/{name}"])
             keys = ("step", "exp_avg", "exp_avg_sq")
             self._adamw.state[master] = {key: tensors[f"{key}/{name}"].clone() for key in keys}
             if f"average/{name}" in tensors:
                 self._average[name] = tensors[f"average/{name}"].clone()
+        for parameter in self._parameters.values():
+            parameter.grad = None
         self._copy_back()

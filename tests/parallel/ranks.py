@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def launch(count: int, function: str, *arguments: Any, timeout: float = 240) -> list[Any]:
     """Run 'module:function' of tests/parallel in `count` ranks; a rank that fails raises with its output."""
-    from herd.runtime.process import environment
+    from herd.runtime.world import environment
 
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
