@@ -32,7 +32,7 @@ def test_one_machine_shards_and_a_cluster_has_more_axes() -> None:
     mesh, why = auto(SMALL.config, SMALL.card, 8, row_length=8192, batch_tokens=M, base=base)
     assert mesh == ParallelConfig(compile=True, dp_shard=8)
     assert "dp_shard 8, the best of" in why
-    large, _ = auto(published("llama3.1-405b"), CARDS["h100"], 16384, row_length=8192, batch_tokens=16 * M)
+    large, _ = auto(published("llama3.1-405b"), CARDS["h100"], 16384, row_length=8192, batch_tokens=16 * M, base=base)
     assert large.tp == 8
     assert large.pp > 1
 
