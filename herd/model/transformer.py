@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from herd.model.attention import Attention, Step, bias_of, document_mask
+from herd.model.attention import Attention, Bias, Step, bias_of, rows_bias
 from herd.model.cache import CacheView, Pass
 from herd.model.config import ModelConfig
 from herd.model.norm import RMSNorm
@@ -84,12 +84,12 @@ class Transformer(nn.Module):
         if positions is None:
             plain = torch.arange(tokens_bt.shape[1], device=tokens_bt.device).expand_as(tokens_bt)
             positions = plain if cache is None else cache.positions
-        masks: list[Tensor | None] = [None if documents is None else document_mask(documents)]
-        if cache is not None:
-            masks = [group.mask for group in cache.groups] if isinstance(cache, CacheView) else []
         x_bte = self.tok_embeddings(tokens_bt)
-        biases = tuple(None if mask is None else bias_of(mask, x_bte.dtype) for mask in masks)
-        step = Step(*rotation_table(self.frequencies, positions), biases, cache)
+        biases: list[Bias] = [None if documents is None else rows_bias(documents, x_bte.dtype)]
+        if cache is not None:
+            groups = cache.groups if isinstance(cache, CacheView) else []
+            biases = [None if group.mask is None else bias_of(group.mask, x_bte.dtype) for group in groups]
+        step = Step(*rotation_table(self.frequencies, positions), tuple(biases), cache)
         for layer in self.layers:
             x_bte = layer(x_bte, step)
         return self.norm(x_bte)
