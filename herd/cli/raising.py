@@ -50,7 +50,7 @@ def raise_command(
     """Raise a herd: every stage of a recipe, from text to model card. Stopped, it goes on where it was.
 
     Stages: curate, tokenizer, pretrain (with long context and annealing), distil, sft, dpo, guard, eval, card.
-    Several processes share the training as the recipe's `parallel` says; `torchrun ... -m herd raise ...` does the same.
+    Several processes train together as the recipe says (`parallel`), also under `torchrun ... -m herd raise ...`.
     """
     from herd.base.progress import Silent
     from herd.cli.display import display

@@ -53,7 +53,7 @@ def example_batches(section: EpochConfig) -> Batches:
 
 
 def pair_batches(section: DpoConfig) -> Batches:
-    """Return what preference optimisation runs at once. Its rows are not cut: a preference is one number over all of one."""
+    """Return what preference optimisation runs at once. Rows are not cut: a preference is one number over one."""
     return Batches(section.batch_pairs // section.accumulate, section.context, section.accumulate, whole=True)
 
 
