@@ -95,7 +95,8 @@ class Sharded:
             # gradients are summed over ranks once a step
             self.model.set_requires_gradient_sync(last)
             self.model.set_is_last_backward(last)
-            losses.append(_backward(loss_of(self.model, rows_of(batch, self.mesh, self._dtype).batch)))
+            whole = alike([batch], self.mesh)[0]
+            losses.append(_backward(loss_of(self.model, rows_of(whole, self.mesh, self._dtype).batch)))
         return losses
 
 
@@ -118,7 +119,7 @@ class Piped:
         return (named for _, stage in self._stages for named in stage.part.named_parameters())
 
     def backward(self, loss_of: Summed, batches: Sequence[Any]) -> list[Any]:
-        rows = [rows_of(batch, self.mesh, self._dtype) for batch in alike(batches)]
+        rows = [rows_of(batch, self.mesh, self._dtype) for batch in alike(batches, self.mesh)]
         return self._pipeline.run(loss_of, rows, dtype=self._dtype)
 
 
