@@ -24,7 +24,7 @@ import random
 import statistics
 
 import torch
-from speculation import Timed, median_range, timed
+from speculation import Timed, median_range, timed, warm
 from torch import Tensor
 
 from herd.engine.engine import Engine
@@ -162,7 +162,7 @@ def main() -> None:
                 for name, draft, n in (("plain", None, None), ("sibling", sibling, None), ("one", sibling, 1))
             }
             for engine in ways.values():
-                engine.generate([Request((1, 2, 3), Sampling(max_tokens=2))])  # packs the weights
+                warm(engine, asked)
             one = ways.pop("one")
             one.generate(asked)
             right = one.stats().accepted / one.stats().drafted

@@ -25,6 +25,7 @@ from herd.base.messages import Dialog, Message, parse_dialog
 from herd.engine.drafter import NgramDrafter
 from herd.engine.engine import Engine
 from herd.engine.request import Completion, Request, Sampling
+from herd.engine.sequence import Sequence as InFlight
 from herd.engine.speculation import Speculation
 from herd.model.weights import load_model
 from herd.runtime.config import RuntimeConfig
@@ -69,6 +70,17 @@ def timed(engine: Engine, requests: list[Request]) -> Timed:
     return Timed(time.perf_counter() - began, done)
 
 
+def warm(engine: Engine, requests: list[Request]) -> None:
+    """Have weights packed, a drafter's too, and the cache's memory touched, with nothing known of how drafts do."""
+    speculation, engine._speculation = engine._speculation, None
+    engine.generate(requests)
+    engine._speculation = speculation
+    if speculation is not None:
+        sequence = InFlight(0, requests[0])
+        speculation._drafter.prepare([sequence])
+        speculation._drafter.forget(sequence)
+
+
 def engines(folder: Path, machine: Machine, names: list[str], batch: int, length: int | None) -> dict[str, Engine]:
     """Return the plain engine and one for each draft; nothing is kept of prompts, so that every round works as much."""
     model = load_model(folder, dtype=machine.dtype, device=machine.device)
@@ -78,8 +90,6 @@ def engines(folder: Path, machine: Machine, names: list[str], batch: int, length
         made[name] = Engine(model, max_running=batch, prefix_reuse=False, draft=draft, draft_length=length)
         if name == "resting":
             made[name]._speculation = Speculation(NgramDrafter(), share=9.0)
-    for engine in made.values():
-        engine.generate([Request((1, 2, 3), Sampling(max_tokens=2))])  # packs the weights
     return made
 
 
@@ -111,6 +121,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--draft", nargs="+", default=["small", "ngram"], help="who drafts")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument("--tasks", nargs="+", help="only these")
     parser.add_argument("--items", type=int, default=16, help="prompts a task")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--length", type=int, help="ids drafted at once; unless given, as many as pay")
@@ -125,12 +136,16 @@ def main() -> None:
     print(f"| --- | ---: | ---: |{' ---: |' * 4 * len(heads)}")
     for batch in options.batch:
         for task, ids in prompts(model, options.run, options.items).items():
+            if options.tasks and task not in options.tasks:
+                continue
             made = engines(model.path, machine, options.draft, batch, options.length)
             requests = [
                 Request(prompt, Sampling(options.temperature, max_tokens=options.tokens, seed=i), stops)
                 for i, prompt in enumerate(ids)
                 if len(prompt) + options.tokens <= made["plain"].capacity
             ]
+            for engine in made.values():
+                warm(engine, requests)
             rounds = [
                 {name: timed(engine, requests) for name, engine in made.items()} for _ in range(options.rounds + 1)
             ]
