@@ -6,7 +6,7 @@ to stop, and the chosen answer keeps a next-token term of coefficient 0.2.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class Preference:
 
     beta: float = 0.1
     nll: float = 0.2
+    metrics: ClassVar[tuple[str, ...]] = ("preference", "nll", "margin", "accuracy")
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         """Return the sum over pairs; metrics are the preference loss, the reward margin and its sign."""

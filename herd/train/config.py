@@ -139,3 +139,40 @@ class TrainConfig(Section):
             if abs(sum(point.shares.values()) - 1) > 1e-3:
                 raise ValueError(f"mixture: the shares at {point.at:g} sum to {sum(point.shares.values()):g}, not 1")
         return self
+
+
+class CheckpointConfig(Section):
+    """When training state is written, and how much of it is kept.
+
+    seconds, steps: after so many of either since the last one; None leaves it out. keep: the newest so many, at least
+    one. keep_every: each so-manieth checkpoint for good, also after the stage has ended; None for none.
+    """
+
+    seconds: float | None = Field(15.0, ge=0)
+    steps: int | None = Field(None, ge=1)
+    keep: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+
+
+class FaultsConfig(Section):
+    """What is a fault, and what becomes of a run that meets one.
+
+    on_spike: stop, or skip: go back to the newest checkpoint and leave out the batches since, at most `most_skips`
+    times. A loss or gradient that isn't finite is a spike always; others are where a limit is given: a loss
+    `spike_deviations` above the median of the last `spike_window`, or a gradient norm above `spike_norm`.
+
+    grace_seconds: what a process takes at most to save and end when it is told to (SIGTERM, SIGUSR1). hang_seconds:
+    what a step, a checkpoint or a look at held-out text may take before the run counts as hung; hang_factor: the same
+    for a step as a multiple of the median step, never under 10 seconds. straggler_factor: a rank that takes so many
+    times the median rank's time is named. None leaves any of them out.
+    """
+
+    on_spike: Literal["stop", "skip"] = "stop"
+    spike_deviations: float | None = Field(None, gt=0)
+    spike_window: int = Field(100, ge=8)
+    spike_norm: float | None = Field(None, gt=0)
+    most_skips: int = Field(3, ge=1)
+    grace_seconds: float = Field(60.0, gt=0)
+    hang_seconds: float | None = Field(1800.0, gt=0)
+    hang_factor: float | None = Field(None, gt=1)
+    straggler_factor: float | None = Field(1.5, gt=1)
