@@ -7,12 +7,16 @@ def main() -> None:
     """Run `herd`."""
     from herd.base.errors import HerdError
     from herd.cli.app import app
+    from herd.runtime.signals import Stopped
 
     try:
         app(prog_name="herd")
     except HerdError as error:
         print(f"herd: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"herd: {stopped}", file=sys.stderr)  # noqa: T201
+        raise
     except KeyboardInterrupt:
         print("herd: stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
         sys.exit(130)

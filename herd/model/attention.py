@@ -5,6 +5,7 @@ Shape legend: b batch, t position, h head, d head size, e model width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,16 @@ from herd.model.rope import rotate
 # scores a head (t x s) up to which a processor works in pieces, which are kept for the backward pass
 _MOST_PLAIN = 1 << 20
 
-Bias = Tensor | tuple[Piece, ...] | None  # what `attend` adds to the scores; None: plain causal
+
+class Reach(Protocol):
+    """Who sees whom in packed rows, with attention of its own: where a rank holds a part of each row, say."""
+
+    def attend(self, q_bhtd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> Tensor:
+        """Return attention [b, h, t, d] for the positions at hand."""
+        ...
+
+
+Bias = Tensor | tuple[Piece, ...] | Reach | None  # what `attend` adds to the scores; None: plain causal
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,11 @@ def attend(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, bias: Bias) -> Tensor
     """
     if isinstance(bias, tuple):
         return attend_in_pieces(q_bhtd, k_bhsd, v_bhsd, bias)
-    return scaled_dot_product_attention(q_bhtd, k_bhsd, v_bhsd, attn_mask=bias, is_causal=bias is None, enable_gqa=True)
+    if bias is None or isinstance(bias, Tensor):
+        return scaled_dot_product_attention(
+            q_bhtd, k_bhsd, v_bhsd, attn_mask=bias, is_causal=bias is None, enable_gqa=True
+        )
+    return bias.attend(q_bhtd, k_bhsd, v_bhsd)
 
 
 def attend_cached(q_1htd: Tensor, cache: CacheView, layer: int, biases: tuple[Bias, ...]) -> Tensor:

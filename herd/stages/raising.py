@@ -99,22 +99,26 @@ def _outside(recipe: Recipe) -> tuple[Path, ...]:
 def raise_herd(recipe: Recipe, folder: Path, progress: Progress, *, only: str | None = None) -> Context:
     """Run every step of a recipe in a run folder (or those of one verb), and return the context.
 
-    Raises RunError when the folder is in use, was made by another recipe, or the disk is too small.
+    Raises RunError when the folder is in use, was made by another recipe, or the disk is too small; Stopped after a
+    signal.
     """
     run = RunFolder(folder)
     with run.locked():
         run = RunFolder(folder)  # the ledger is read under the lock
         where = str(run.recipe_path)
         run.claim(
-            recipe.model_dump(mode="json"), lambda old: validate(Recipe, old, where=where).model_dump(mode="json")
+            recipe.model_dump(mode="json"),
+            lambda old: validate(Recipe, old, where=where).model_dump(mode="json"),
+            free=("checkpoints", "faults", "parallel", "meshes"),
         )
         remedy = "free some, choose another --run, or take less text (curate.share, curate.max_megabytes)"
         check_disk(folder, disk_need(recipe), remedy=remedy)
         context = Context(recipe, run, progress)
-        for step in steps(recipe):
-            if only is None or step.verb == only:
-                _need(step, context)
-                execute(step, context)
+        with context.attempts.stop:
+            for step in steps(recipe):
+                if only is None or step.verb == only:
+                    _need(step, context)
+                    execute(step, context)
     return context
 
 
@@ -135,9 +139,9 @@ def disk_need(recipe: Recipe) -> int:
     teacher = tokens * recipe.distil.top_k * (2 + 2 if recipe.tokenizer.vocab_size < 65_536 else 4 + 2)
     vocab = recipe.tokenizer.vocab_size
     sizes = {m: recipe.model_config_of(m, vocab_size=vocab).parameters() for m in ("flagship", *recipe.siblings)}
-    # each model folder in float32, and one checkpoint with its two moments and average, twice while it is replaced
+    # each model folder in float32, and checkpoints with two moments and an average, one more while it is written
     models = 4 * (5 * sizes["flagship"] + sum(4 * size for size in sizes.values()))
-    checkpoint = 2 * 16 * max(sizes.values())
+    checkpoint = (recipe.checkpoints.keep + 1) * 16 * max(sizes.values())
     return int(3 * text + 4 * tokens + teacher + models + checkpoint)
 
 

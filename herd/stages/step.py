@@ -1,6 +1,5 @@
 """Steps: what `herd raise` runs one after another, and how one is skipped, run and written down."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,10 +11,15 @@ from herd.base.files import hash_json, hash_tree
 from herd.base.ledger import Record
 from herd.base.progress import Progress
 from herd.base.run import RunFolder
+from herd.stages.attempts import Attempts
 from herd.stages.recipe import Recipe
 
 if TYPE_CHECKING:
+    from herd.model.config import ModelConfig
+    from herd.parallel.config import ParallelConfig
     from herd.runtime.device import Machine
+    from herd.runtime.process import Leader
+    from herd.stages.meshes import Batches
     from herd.tokenizer.bpe import Tokenizer
     from herd.tokenizer.codec import DialogCodec
 
@@ -36,6 +40,11 @@ class Context:
     recipe: Recipe
     run: RunFolder
     progress: Progress
+
+    @cached_property
+    def attempts(self) -> Attempts:
+        """The attempts at steps, and the signals that they obey."""
+        return Attempts(self.run, self.progress, grace=self.recipe.faults.grace_seconds)
 
     @cached_property
     def machine(self) -> "Machine":
@@ -59,6 +68,22 @@ class Context:
 
         return DialogCodec(self.tokenizer, layout_from_json(self.recipe.layout, where="layout"))
 
+    @cached_property
+    def leader(self) -> "Leader":
+        """What the first process of a run says to the others."""
+        from herd.runtime.process import Leader
+
+        return Leader()
+
+    def mesh(self, key: str, config: "ModelConfig", batches: "Batches") -> "ParallelConfig":
+        """Return the mesh that a training step runs on. Raises ConfigError when it can't."""
+        from herd.stages.meshes import mesh_of
+
+        found, why = mesh_of(self.recipe, key, config, batches, device=self.machine.name)
+        if why:
+            self.progress.note(f"{key}: {why}")
+        return found
+
     def facts(self, step: str) -> Mapping[str, Any]:
         """Return the facts of an earlier step."""
         record = self.run.ledger.latest(step)
@@ -77,20 +102,19 @@ class Step:
     after: tuple[str, ...] = ()
     reads: Callable[[Recipe], tuple[Path, ...]] = lambda recipe: ()
 
-    def fingerprint(self, context: Context) -> str:
-        """Hash the code version, this step's config and the hashes of everything it reads."""
+    def depends(self, context: Context) -> dict[str, Any]:
+        """Return what the result depends on: code version, this step's config and the hashes of everything it reads."""
         inputs = {key: dict(record.writes) for key in self.after if (record := context.run.ledger.latest(key))}
         outside = {str(path): hash_tree(path) for path in self.reads(context.recipe) if path.exists()}
         config = self.config(context.recipe)
-        return hash_json(
-            {"step": self.key, "version": __version__, "config": config, "inputs": inputs, "outside": outside}
-        )
+        return {"step": self.key, "version": __version__, "config": config, "inputs": inputs, "outside": outside}
 
 
 def execute(step: Step, context: Context) -> Record:
-    """Run a step, or keep what the ledger says it made already."""
+    """Run a step, or keep what the ledger says it made already. Raises Stopped after a signal."""
     ledger, folder = context.run.ledger, context.run
-    fingerprint = step.fingerprint(context)
+    depends = step.depends(context)
+    fingerprint = hash_json(depends)
     kept = ledger.done(step.key, fingerprint)
     if kept and all((folder / name).exists() for name in kept.writes):
         context.progress.stage(
@@ -98,25 +122,25 @@ def execute(step: Step, context: Context) -> Record:
         )
         return kept
     context.progress.stage(step.key, "running")
-    ledger.append("start", step.key, fingerprint=fingerprint)
-    began = time.perf_counter()
-    outcome = step.run(context, step.key)
-    seconds = time.perf_counter() - began
-    time_spent = {"seconds": round(seconds, 3), "device_hours": round(seconds / 3600, 7), "devices": 1}
-    cost = time_spent | {"herd_version": __version__} | dict(outcome.cost)
-    reads = {
-        name: digest for key in step.after if (record := ledger.latest(key)) for name, digest in record.writes.items()
-    }
-    writes = {name: hash_tree(folder / name) for name in outcome.writes}
-    record = ledger.append(
-        "stage",
-        step.key,
-        facts=dict(outcome.facts),
-        cost=cost,
-        reads=reads,
-        writes=writes,
-        fingerprint=fingerprint,
-    )
+    with context.attempts.one(step.key, fingerprint=fingerprint, depends=depends) as attempt:
+        outcome = step.run(context, step.key)
+        reads = {
+            name: digest
+            for key in step.after
+            if (record := ledger.latest(key))
+            for name, digest in record.writes.items()
+        }
+        writes = {name: hash_tree(folder / name) for name in outcome.writes}
+        cost = context.attempts.cost(attempt) | {"herd_version": __version__} | dict(outcome.cost)
+        record = ledger.append(
+            "stage",
+            step.key,
+            facts=dict(outcome.facts),
+            cost=cost,
+            reads=reads,
+            writes=writes,
+            fingerprint=fingerprint,
+        )
     skipped = outcome.facts.get("skipped")
-    context.progress.stage(step.key, "skipped" if skipped else "done", skipped or f"{seconds:.0f} s")
+    context.progress.stage(step.key, "skipped" if skipped else "done", skipped or f"{cost['seconds']:.0f} s")
     return record

@@ -32,9 +32,11 @@ class HeldOut:
             if taken[row["lang"]] <= _DOCUMENTS:
                 self._documents.append(row)
 
+    def due(self, step: int) -> bool:
+        """Say whether this step is one to measure at."""
+        return step in self._at
+
     def __call__(self, state: State) -> None:
-        if state.step not in self._at:
-            return
         self._engine.refresh()
         by_language = bits_per_byte(self._subject, self._documents).facts["by"]["lang"]
         values = {lang: round(row["value"], 4) for lang, row in by_language.items()}
