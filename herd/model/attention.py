@@ -70,8 +70,8 @@ def bias_of(mask_b1ts: Tensor, dtype: torch.dtype) -> Tensor | tuple[Piece, ...]
 def attend(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, bias: Bias) -> Tensor:
     """Return attention [b, h, t, d]; `bias` [b, 1, t, s] is added to the scores, None means causal.
 
-    In pieces where `bias_of` or `rows_bias` made some: PyTorch's fused CPU kernel took 2 to 5 times as long on rows of 128 and 256
-    (docs/log.md). Everything else is scaled_dot_product_attention.
+    In pieces where `bias_of` or `rows_bias` made some: PyTorch's fused CPU kernel took 2 to 5 times as long on rows of
+    128 and 256 (docs/log.md). Everything else is scaled_dot_product_attention.
     """
     if isinstance(bias, tuple):
         return attend_in_pieces(q_bhtd, k_bhsd, v_bhsd, bias)

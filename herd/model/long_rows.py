@@ -1,7 +1,8 @@
 """Attention over long packed rows, in memory that grows with the row and not with its square.
 
-As in `pieces.py` a piece of queries meets only the keys from the first to the last that one of them may see. But a piece's
-bias is made when it is needed, and its probabilities are computed again in the backward pass: nothing of t x s is kept.
+As in `pieces.py` a piece of queries meets only the keys from the first to the last that one of them may see. But a
+piece's bias is made when it is needed, and its probabilities are computed again in the backward pass: nothing of t x s
+is kept.
 
 Shape legend: b batch, t query position, s key position, h head, k key/value head, g heads that share one, d head size,
 n queries of a piece.

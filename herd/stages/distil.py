@@ -50,7 +50,7 @@ def run(context: Context, key: str) -> Outcome:
         **start,
         **({"teacher": "flagship/base", "top_k": section.top_k, "share": section.share} if way == "distil" else {}),
     }
-    plan = Plan(objective, feed, section.optim, section.steps, section.accumulate, about)
+    plan = Plan(objective, feed, section.optim, section.steps, section.accumulate, about, watch=section.watch)
     return train(context, key, model, plan, output=f"siblings/{name}/{'base' if way == 'distil' else 'alone'}")
 
 

@@ -45,5 +45,6 @@ def run(context: Context, key: str) -> Outcome:
     feed.set_reference(trained_model(context, f"{folder}/sft").to(context.machine.dtype))
     steps = max(1, math.ceil(section.epochs * len(feed) / section.batch_pairs))
     about = {"pairs": len(feed), "beta": section.beta, "nll": section.nll, "epochs": section.epochs}
-    plan = Plan(Preference(section.beta, section.nll), feed, section.optim, steps, about=about)
+    objective = Preference(section.beta, section.nll)
+    plan = Plan(objective, feed, section.optim, steps, about=about, watch=section.watch, chat=True)
     return train(context, key, model, plan, output=f"{folder}/instruct")

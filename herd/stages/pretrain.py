@@ -1,4 +1,4 @@
-"""Stage `pretrain`: the flagship from random weights, then longer rows under scaled RoPE, then annealing (3.4)."""
+"""Stage `pretrain`: the flagship from random weights, then longer rows in stages, then annealing (3.4)."""
 
 from typing import Any
 
@@ -6,46 +6,51 @@ import numpy as np
 
 from herd.base.errors import DataError
 from herd.base.seeds import named_seed
+from herd.stages.gate import Gate
+from herd.stages.long_context import LongStageConfig
 from herd.stages.step import Context, Outcome
 from herd.stages.training import Plan, fresh_model, imported_model, passed_on, started_from, train, trained_model
-from herd.stages.watch import HeldOut
 from herd.tokenizer.shards import TokenShards
 from herd.train.config import TrainConfig
 from herd.train.feed import PackedFeed, ShardSource
 from herd.train.objective import NextToken
 
-FOLDERS = {"pretrain": "flagship/pretrain", "long-context": "flagship/long", "anneal": "flagship/base"}
-
 
 def run(context: Context, key: str) -> Outcome:
-    """Run one of the three steps; each starts from the folder of the one before."""
+    """Run 'pretrain', a long-context stage or 'anneal'; each starts from the folder of the one before."""
     recipe = context.recipe
+    stages = recipe.long_context.stages
     sections: dict[str, TrainConfig] = {
         "pretrain": recipe.pretrain,
-        "long-context": recipe.long_context,
+        **{stage.key: stage for stage in stages},
         "anneal": recipe.anneal,
     }
-    section = sections[key]
-    config = recipe.model_config_of("flagship", vocab_size=context.tokenizer.n_vocab, long=key != "pretrain")
-    if key == "pretrain" and recipe.flagship_path is not None:
+    folders = ["flagship/pretrain", *(stage.folder for stage in stages), "flagship/base"]
+    number, section = list(sections).index(key), sections[key]
+    output = folders[number]
+    config = recipe.model_config_of("flagship", vocab_size=context.tokenizer.n_vocab, stages=number)
+    if number > 0:
+        model = trained_model(context, folders[number - 1], config=config)
+    elif recipe.flagship_path is not None:
         model = imported_model(context, config)
-    elif key == "pretrain":
-        model = fresh_model(context, config, "flagship")
     else:
-        before = "flagship/pretrain" if key == "long-context" else "flagship/long"
-        model = trained_model(context, before, config=config)
+        model = fresh_model(context, config, "flagship")
     about: dict[str, Any] = {}
     if key == "pretrain" and recipe.flagship_path:
         about["started_from"] = started_from(recipe)
     if section.steps == 0:
-        return passed_on(context, model, output=FOLDERS[key], about=about)
+        return passed_on(context, model, output=output, about=about)
     feed = shard_feed(context, section, key)
     about |= {"context": section.context, "batch_tokens": section.batch_tokens, "seed": recipe.seed}
     assert isinstance(feed.source, ShardSource)
     about["mixture"] = {name: round(share, 4) for name, share in feed.source.shares(1).items()}
-    watch = HeldOut(context, key, model, steps=section.steps)
-    plan = Plan(NextToken(), feed, section.optim, section.steps, section.accumulate, about, watch)
-    return train(context, key, model, plan, output=FOLDERS[key])
+    gate = None
+    if isinstance(section, LongStageConfig) and section.gate is not None:
+        gate = Gate(context, section, model, before=folders[number - 1])
+    plan = Plan(
+        NextToken(), feed, section.optim, section.steps, section.accumulate, about, watch=section.watch, gate=gate
+    )
+    return train(context, key, model, plan, output=output)
 
 
 def shard_feed(

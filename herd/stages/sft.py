@@ -47,4 +47,4 @@ def example_plan(context: Context, key: str, examples: list[Example], section: E
         "batch_tokens": section.batch_tokens,
         "seed": context.recipe.seed,
     }
-    return Plan(NextToken(), feed, section.optim, steps, about=about)
+    return Plan(NextToken(), feed, section.optim, steps, about=about, watch=section.watch, chat=key != "guard")

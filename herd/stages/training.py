@@ -21,15 +21,16 @@ from herd.model.weights import load_model
 from herd.runtime.device import peak_memory_bytes
 from herd.runtime.power import EnergyMeter
 from herd.stages.export import write_hf_files
+from herd.stages.gate import Gate
 from herd.stages.models import find_model, refuse_quantised
 from herd.stages.recipe import Recipe
 from herd.stages.step import Context, Outcome
-from herd.stages.watch import HeldOut
+from herd.stages.watch import watch_of
 from herd.train.checkpoint import Checkpoints
-from herd.train.config import OptimConfig
+from herd.train.config import OptimConfig, WatchConfig
 from herd.train.feed import Feed
 from herd.train.hooks import Metrics, Saver, reporter
-from herd.train.loop import fit
+from herd.train.loop import State, fit
 from herd.train.objective import Objective
 from herd.train.optim import Optimizer
 
@@ -44,7 +45,9 @@ class Plan:
     steps: int
     accumulate: int = 1
     about: Mapping[str, Any] | None = None
-    watch: HeldOut | None = None
+    watch: WatchConfig | None = None
+    chat: bool = False  # whether tasks that are watched are asked as dialogs
+    gate: Gate | None = None  # measures when `steps` are made, and may ask for as many again
 
 
 def fresh_model(context: Context, config: ModelConfig, name: str) -> Transformer:
@@ -106,30 +109,33 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
     curve = f"metrics/{key.replace('/', '-')}.jsonl"
     metrics = Metrics(context.run / curve, from_step=state.step if state else 0)
     saver = Saver(checkpoints, optimizer, plan.feed, metrics, seconds=recipe.checkpoint_seconds, steps=plan.steps)
-    watch = (plan.watch,) if plan.watch else ()
-    # what is watched is written before a checkpoint says that its step is done
-    hooks = (metrics, *watch, saver, reporter(context.progress, plan.steps))
-    final = fit(
-        model,
-        plan.objective,
-        plan.feed,
-        optimizer,
-        steps=plan.steps,
-        hooks=hooks,
-        state=state,
-        accumulate=plan.accumulate,
-    )
+    watch = watch_of(context, key, model, plan.watch, steps=plan.steps, chat=plan.chat)
+    measuring = [part for part in (watch, plan.gate) if part is not None]
+    began = state.step if state else 0
+    for part in measuring:
+        part.begin(began)
+
+    def on_to(goal: int, state: State | None) -> State:
+        # what is watched is written before a checkpoint says that its step is done
+        hooks = (metrics, *((watch,) if watch else ()), saver, reporter(context.progress, goal))
+        run = (model, plan.objective, plan.feed, optimizer)
+        return fit(*run, steps=goal, hooks=hooks, state=state, accumulate=plan.accumulate)
+
+    final = on_to(plan.gate.goal(began) if plan.gate else plan.steps, state)
+    while plan.gate and (more := plan.gate(final)):
+        final = on_to(final.step + more, final)
     metrics.flush()
     save(context, optimizer.weights(), model.config, output)
     checkpoints.clear()
     facts = model_facts(model.config, output) | {
-        "steps": plan.steps,
+        "steps": final.step,
         "tokens": final.tokens,
         "loss_first": first_figure(context.run / curve, "loss"),
-        "loss_last": mean_of_last(context.run / curve, "loss", plan.steps),
+        "loss_last": mean_of_last(context.run / curve, "loss", final.step),
         "learning_rate": plan.optim.learning_rate,
         "curve": curve,
-        **({"heldout": plan.watch.facts()} if plan.watch else {}),
+        **({"watch": watch.facts()} if watch else {}),
+        **({"gate": plan.gate.facts()} if plan.gate else {}),
         **(plan.about or {}),
     }
     joules = energy.joules()
@@ -141,6 +147,7 @@ def train(context: Context, key: str, model: Transformer, plan: Plan, *, output:
         "threads": machine.threads,
         "peak_memory_bytes": peak_memory_bytes(),
         "tokens_per_s": round(final.tokens / final.seconds, 1),
+        "eval_seconds": round(sum(part.seconds for part in measuring), 3),
         "joules_measured": None if joules is None else round(joules, 1),
     }
     return Outcome(facts, (output,), cost)

@@ -27,6 +27,26 @@ class OptimConfig(Section):
     average_share: float = 0.5
 
 
+class WatchConfig(Section):
+    """What is measured while a section trains, through the engine with the trainer's own weights.
+
+    every: steps between two measurements, or below 1 a share of the training; the last step is always measured.
+    tasks: names as on the card, of which the first `items` are asked. heldout: bits per byte of every language, on its
+    first `documents` held-out documents.
+    """
+
+    every: int | float = Field(0.25, gt=0)
+    heldout: bool = True
+    documents: int = Field(12, ge=1)
+    tasks: tuple[str, ...] = ()
+    items: int = Field(40, ge=1)
+
+    def moments(self, steps: int) -> frozenset[int]:
+        """Return the steps after which to measure."""
+        between = max(1.0, self.every if self.every >= 1 else self.every * steps)
+        return frozenset(int(between * n) for n in range(1, math.floor(steps / between) + 1)) | {steps}
+
+
 class TrainConfig(Section):
     """Rows of `context` tokens, `batch_tokens` of them a step, `tokens` in all; `repeats` by language or kind.
 
@@ -39,6 +59,7 @@ class TrainConfig(Section):
     optim: OptimConfig
     accumulate: int = 1
     repeats: dict[str, float] = Field(default_factory=dict)
+    watch: WatchConfig | None = WatchConfig()
 
     @property
     def rows(self) -> int:
