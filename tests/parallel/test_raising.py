@@ -71,7 +71,8 @@ def test_an_error_is_told_once_with_its_rank(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_torchrun_does_the_same(toy_run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "herd"]
-    command += ["pretrain", str(TOY), "parallel.dp_shard=2", "--run", str(tmp_path / "run")]
+    # torchrun takes --run for an option of its own
+    command += ["pretrain", str(TOY), "parallel.dp_shard=2", "--into", str(tmp_path / "run")]
     for verb in ("curate", "tokenizer"):
         alone = herd(verb, str(TOY), "parallel.dp_shard=2", "--run", str(tmp_path / "run"))
         assert alone.returncode == 0, alone.stderr
