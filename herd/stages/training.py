@@ -151,7 +151,7 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
     )
     curve = f"metrics/{key.replace('/', '-')}.jsonl"
     metrics = Metrics(context.run / curve)
-    feed = Prefetched(plan.feed)
+    feed = Prefetched(plan.feed, ahead=2 * plan.accumulate)  # the loop takes an update's micro-batches at once
     run = Durable(checkpoints, optimizer, feed, metrics, faults=recipe.faults, attempt=attempt)
     look = Look(worker, optimizer, config, plan.watch) if plan.watch else None
     with feed, closing(run):

@@ -27,7 +27,7 @@ from herd.train.mixture import Mixture
 from herd.train.rows import plan_rows
 
 # of so many blocks a window is made, each from another part of the corpus
-WINDOW_BLOCKS = 256
+WINDOW_BLOCKS = 1024
 # a window holds so many of the largest batches at least, so that most batches come out of one window
 WINDOW_BATCHES = 8
 
