@@ -56,9 +56,25 @@ def end() -> None:
     os._exit(0)
 
 
+def first_to_fail() -> bool:
+    """Say whether this rank is the first that fails: the others then fail because of it, and need not say so."""
+    if not grouped():
+        return world().leads  # what goes wrong so early goes wrong everywhere
+    try:
+        return dist.distributed_c10d._get_default_store().add("failed", 1) == 1
+    except (RuntimeError, ValueError):
+        return True  # whoever held the store is gone, and nobody else may have spoken
+
+
 def grouped() -> bool:
     """Say whether this process is one of several."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def meet() -> None:
+    """Wait until all ranks are here."""
+    if grouped():
+        dist.barrier()
 
 
 def leads() -> bool:

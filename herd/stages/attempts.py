@@ -10,6 +10,7 @@ event   what happened meanwhile: a spike, a slow rank, a torn checkpoint
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from herd.base.ledger import Record
 from herd.base.progress import Progress
 from herd.base.run import RunFolder
 from herd.runtime.signals import StopSignals
+from herd.stages.ranks import Ranks
 from herd.train.attempt import Attempt
 from herd.train.clock import Clock
 from herd.train.heart import Beat, Heart, read_beats
@@ -26,37 +28,54 @@ from herd.train.heart import Beat, Heart, read_beats
 class Attempts:
     """Begins and ends attempts; `current` is the one that runs."""
 
-    def __init__(self, run: RunFolder, progress: Progress, *, grace: float) -> None:
-        self._run, self._progress = run, progress
+    def __init__(self, run: RunFolder, progress: Progress, *, grace: float, ranks: Ranks) -> None:
+        self._run, self._progress, self._ranks, self._here = run, progress, ranks, Ranks()
         self.stop = StopSignals(grace=grace)
         self.current: Attempt | None = None
 
     @contextmanager
-    def one(self, key: str, *, fingerprint: str, depends: Mapping[str, Any]) -> Generator[Attempt]:
-        """Run a block as an attempt at step `key`: started and, where it raises, ended in the ledger."""
+    def one(
+        self, key: str, *, fingerprint: str, depends: Mapping[str, Any], together: bool = False
+    ) -> Generator[Attempt]:
+        """Run a block as an attempt at step `key`: started and, where it raises, ended in the ledger.
+
+        together: of several processes all come here; the first one writes.
+        """
         ledger, folder = self._run.ledger, self._run / f"attempts/{key.replace('/', '-')}"
-        self._settle(key, folder)
-        start = ledger.append("start", key, facts=depends, fingerprint=fingerprint)
+        self._here = ranks = self._ranks if together else Ranks()
+        leads = ranks.leads
+        begun = asdict(self._begin(key, folder, fingerprint, depends)) if leads else None
+        start = Record(**ranks.told(begun))
 
         def tell(event: str, facts: Mapping[str, Any]) -> None:
+            if not leads:
+                return
             ledger.append("event", key, facts={"event": event, **facts})
             self._progress.note(f"{key}: {event}: {'; '.join(str(value) for value in facts.values())}")
 
         try:
-            with Heart(folder, start.id, Clock()) as heart:
+            with Heart(folder, start.id, Clock(), rank=ranks.world.rank) as heart:
                 self.current = Attempt(start, heart, self.stop, tell)
                 yield self.current
+            ranks.meet()  # no heart beats any more
         except BaseException as error:
-            ended(self._run, start, read_beats(folder, start.id), why=_line(error))
+            if leads:
+                ended(self._run, start, read_beats(folder, start.id), why=_line(error))
             raise
         finally:
             self.current = None
-            _remove(folder)
+            if leads:
+                _remove(folder)
         self.stop.obey()
+
+    def _begin(self, key: str, folder: Path, fingerprint: str, depends: Mapping[str, Any]) -> Record:
+        self._settle(key, folder)
+        return self._run.ledger.append("start", key, facts=depends, fingerprint=fingerprint)
 
     def cost(self, attempt: Attempt) -> dict[str, Any]:
         """Return what the attempt took up to now, over all ranks."""
         attempt.heart.beat()
+        self._here.meet()
         return cost_of(read_beats(attempt.heart.folder, attempt.start.id))
 
     def _settle(self, key: str, folder: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from herd.base.errors import DataError
 from herd.base.seeds import named_seed
 from herd.parallel.config import ParallelConfig
-from herd.stages.meshes import Batches
+from herd.stages.meshes import batches_of
 from herd.stages.step import Context, Outcome
 from herd.stages.training import (
     Plan,
@@ -61,12 +61,6 @@ def run(context: Context, key: str) -> Outcome:
     watch = partial(HeldOut, context, key, steps=section.steps)
     plan = Plan(NextToken(), feed, section.optim, section.steps, mesh, section.accumulate, about, watch)
     return train(context, key, start, plan, output=FOLDERS[key])
-
-
-def batches_of(section: TrainConfig) -> Batches:
-    """Return what a training section runs at once: the fewest rows, the longest ones."""
-    rows = min(phase.rows for phase in section.phases)
-    return Batches(rows, section.context, section.accumulate)
 
 
 def shard_feed(

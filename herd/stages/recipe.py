@@ -58,6 +58,7 @@ class DpoConfig(Section):
     epochs: float = 1.0
     context: int
     batch_pairs: int = 16
+    accumulate: int = Field(1, ge=1)
     beta: float = 0.1
     nll: float = 0.2
     optim: OptimConfig
