@@ -256,14 +256,14 @@ def test_realised_shares_are_those_asked_to_within_a_block(shards: TokenShards, 
     windows = windows_of(shards, section(mixture=shares), seed=5)
     place, taken = windows.first(), np.zeros(len(windows.blocks))
     largest = [max(int((b.documents(n)[1] - 1).clip(0).sum()) for n in range(b.count)) for b in windows.blocks]
-    for number in range(1, 60):
+    for number in range(1, 20):
         drawn = windows.draw(place, 32)
         taken += np.bincount(drawn.keys, drawn.lengths - 1, len(taken))
         asked = windows.mixture.at(0.0) * windows.tokens * number
         assert (abs(taken - asked) <= largest).all()
         place = type(place)(place.window + 1, 0.0, drawn.blocks, drawn.owed)
     feed = feed_of(shards, section(mixture=shares))
-    for _ in range(400):
+    for _ in range(200):
         next(feed)
     facts = feed.facts()
     for blocks, asked in zip(feed.windows.blocks, feed.windows.mixture.at(0.0), strict=True):
