@@ -13,7 +13,8 @@ STAGES = [
     "curate",
     "tokenizer",
     "pretrain",
-    "long-context",
+    "long-context/512",
+    "long-context/1024",
     "anneal",
     "teacher",
     "distil/small",
@@ -59,7 +60,7 @@ def test_losses_fall_and_tokens_are_counted(toy_run: Path) -> None:
 def test_held_out_text_is_scored_while_the_flagship_trains(toy_run: Path) -> None:
     record = Ledger(toy_run / "ledger.jsonl").latest("pretrain")
     assert record is not None
-    rows = list(record.facts["heldout"].values())
+    rows = list(record.facts["watch"].values())
     assert len(rows) == 4
     for lang in ("en", "hi", "th"):
         assert rows[-1]["bits_per_byte"][lang] < rows[0]["bits_per_byte"][lang]

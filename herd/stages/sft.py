@@ -55,4 +55,5 @@ def example_plan(
         "batch_tokens": section.batch_tokens,
         "seed": context.recipe.seed,
     }
-    return Plan(NextToken(), feed, section.optim, steps, mesh, section.accumulate, about)
+    shared = (NextToken(), feed, section.optim, steps, mesh, section.accumulate)
+    return Plan(*shared, about, section.watch, chat=key != "guard")

@@ -28,16 +28,18 @@ from herd.runtime.power import EnergyMeter
 from herd.runtime.process import grouped, leads
 from herd.runtime.world import world
 from herd.stages.export import write_hf_files
-from herd.stages.look import Look, Watch
+from herd.stages.gate import Gate
+from herd.stages.look import Look, WholeModel
 from herd.stages.models import find_model, refuse_quantised
 from herd.stages.recipe import Recipe
 from herd.stages.step import Context, Outcome
 from herd.train.batch import Part
 from herd.train.checkpoint import Checkpoints
-from herd.train.config import OptimConfig
+from herd.train.config import OptimConfig, WatchConfig
 from herd.train.durable import Durable
 from herd.train.feed import Feed
 from herd.train.hooks import Metrics, reporter
+from herd.train.loop import State
 from herd.train.objective import Objective
 from herd.train.optim import Optimizer, own_norm
 from herd.train.prefetch import Prefetched
@@ -47,8 +49,8 @@ from herd.train.prefetch import Prefetched
 class Plan:
     """How long and how: `steps` updates of `accumulate` micro-batches; `about` goes into the ledger's facts.
 
-    mesh: what the model lies on; `part` and `one_shape` follow from it, for the feed. watch: builds what looks at the
-    model now and then, given a whole one.
+    mesh: what the model lies on. watch: what is measured meanwhile. gate: measures when `steps` are made, and may ask
+    for as many again.
     """
 
     objective: Objective
@@ -58,7 +60,9 @@ class Plan:
     mesh: ParallelConfig
     accumulate: int = 1
     about: Mapping[str, Any] | None = None
-    watch: Callable[[Transformer], Watch] | None = None
+    watch: WatchConfig | None = None
+    chat: bool = False  # whether tasks that are watched are asked as dialogs
+    gate: Callable[[Transformer], Gate] | None = None
 
 
 def part_of(mesh: ParallelConfig) -> Part:
@@ -150,49 +154,67 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
         made=attempt.saved,
     )
     curve = f"metrics/{key.replace('/', '-')}.jsonl"
-    metrics = Metrics(context.run / curve)
+    metrics = Metrics(context.run / curve, write=leads())
     feed = Prefetched(plan.feed, ahead=2 * plan.accumulate)  # the loop takes an update's micro-batches at once
     run = Durable(checkpoints, optimizer, feed, metrics, faults=recipe.faults, attempt=attempt)
-    look = Look(worker, optimizer, config, plan.watch) if plan.watch else None
+    look = Look(context, key, WholeModel(worker, config), plan)
     with feed, closing(run):
         state = run.resume(begin=lambda: torch.manual_seed(named_seed(recipe.seed, f"torch/{key}")))
         if state.step:
             context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
-        final = run.fit(
-            worker,
-            plan.objective,
-            state,
-            steps=plan.steps,
-            accumulate=plan.accumulate,
-            looks=(look,) if look else (),
-            hooks=(reporter(context.progress, plan.steps),),
-        )
+        goal = look.begin(state.step)
+        while True:
+            state = run.fit(
+                worker,
+                plan.objective,
+                state,
+                steps=goal,
+                accumulate=plan.accumulate,
+                looks=(look,),
+                hooks=(reporter(context.progress, goal),),
+            )
+            with attempt.clock.spending("eval"):
+                more = look.more(state)
+            if not more:
+                break
+            goal += more
     with attempt.clock.spending("checkpoint"):
         save(context, gathered(worker, optimizer.weights(), config), output)
-    if leads():
-        checkpoints.clear()
+    if not leads():
+        return Outcome({}, (output,))
+    checkpoints.clear()
     facts = model_facts(config, output) | {
-        "steps": plan.steps,
-        "tokens": final.tokens,
-        "loss_first": first_figure(context.run / curve, "loss"),
-        "loss_last": mean_of_last(context.run / curve, "loss", plan.steps),
+        **_figures(context.run / curve, state),
         "learning_rate": plan.optim.learning_rate,
         "curve": curve,
         **({"skipped_batches": [asdict(skip) for skip in run.skips]} if run.skips else {}),
-        **({"heldout": look.facts()} if look else {}),
+        **look.facts(),
         **(plan.about or {}),
         **feed.facts(),
     }
-    cost = {
-        "train_seconds": round(final.seconds, 3),
+    return Outcome(facts, (output,), _cost(context, state, plan.mesh))
+
+
+def _figures(curve: Path, state: State) -> dict[str, Any]:
+    return {
+        "steps": state.step,
+        "tokens": state.tokens,
+        "loss_first": first_figure(curve, "loss"),
+        "loss_last": mean_of_last(curve, "loss", state.step),
+    }
+
+
+def _cost(context: Context, state: State, mesh: ParallelConfig) -> dict[str, Any]:
+    machine = context.machine
+    return {
+        "train_seconds": round(state.seconds, 3),
         "device": machine.name,
         "dtype": str(machine.dtype).removeprefix("torch."),
         "threads": machine.threads,
-        "mesh": plan.mesh.describe(),
+        "mesh": mesh.describe(),
         "peak_memory_bytes": peak_memory_bytes(),
-        "tokens_per_s": round(final.tokens / final.seconds, 1),
+        "tokens_per_s": round(state.tokens / state.seconds, 1),
     }
-    return Outcome(facts, (output,), cost)
 
 
 def gathered(worker: Worker, weights: Mapping[str, Tensor], config: ModelConfig) -> Source:
