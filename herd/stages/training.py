@@ -155,7 +155,7 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
     )
     curve = f"metrics/{key.replace('/', '-')}.jsonl"
     metrics = Metrics(context.run / curve, write=leads())
-    feed = Prefetched(plan.feed)
+    feed = Prefetched(plan.feed, ahead=2 * plan.accumulate)  # the loop takes an update's micro-batches at once
     run = Durable(checkpoints, optimizer, feed, metrics, faults=recipe.faults, attempt=attempt)
     look = Look(context, key, WholeModel(worker, config), plan)
     with feed, closing(run):
