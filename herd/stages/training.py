@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +133,10 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
     energy = EnergyMeter(machine.device)
     attempt = context.attempts.current
     assert attempt is not None, "a stage trains within an attempt"
-    attempt.heart.joules = energy.joules
+    if world().local_rank == 0 or energy.source == "NVML":  # a processor's counter is that of the machine
+        attempt.heart.joules = energy.joules
+    else:
+        attempt.heart.joules = lambda: 0.0
     worker = laid_out(context, start, plan.mesh)
     optimizer = Optimizer(
         worker.named_parameters(),
@@ -150,11 +152,11 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
         made=attempt.saved,
     )
     curve = f"metrics/{key.replace('/', '-')}.jsonl"
-    metrics = Metrics(context.run / curve)
+    metrics = Metrics(context.run / curve, write=leads())
     feed = Prefetched(plan.feed)
     run = Durable(checkpoints, optimizer, feed, metrics, faults=recipe.faults, attempt=attempt)
     look = Look(worker, optimizer, config, plan.watch) if plan.watch else None
-    with feed, closing(run):
+    with feed, run:
         state = run.resume(begin=lambda: torch.manual_seed(named_seed(recipe.seed, f"torch/{key}")))
         if state.step:
             context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")

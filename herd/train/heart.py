@@ -60,6 +60,7 @@ class Heart:
         self.folder, self.attempt, self.clock, self.rank, self.seconds = folder, attempt, clock, rank, seconds
         self.joules = joules
         self.watch: Callable[[Beat], None] = lambda beat: None
+        self.ending = threading.Event()  # set while the watchdog ends the process
         self._main = threading.main_thread().ident
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._count, self._window, self._share = 0, 0, 1.0
@@ -76,6 +77,11 @@ class Heart:
         self._stop.set()
         self._thread.join()
         self.beat()
+
+    def wait_for_the_end(self) -> None:
+        """Leave the process to its watchdog, where that is about to end it."""
+        if self.ending.is_set():
+            self._thread.join()
 
     def beat(self, why: str = "") -> Beat:
         """Write a beat now."""
@@ -128,6 +134,11 @@ def read_beats(folder: Path, attempt: str) -> list[Beat]:
         except (json.JSONDecodeError, TypeError, FileNotFoundError):
             continue  # torn by a power cut
     return beats
+
+
+def last_beat(folder: Path, attempt: str) -> float:
+    """Return when an attempt's last beat was, in seconds since the epoch."""
+    return max(path.stat().st_mtime for path in folder.glob(f"{attempt}-*.json"))
 
 
 def _stands(thread: int | None) -> tuple[bool, str]:
