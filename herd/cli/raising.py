@@ -89,7 +89,7 @@ def launched(recipe: "Recipe", arguments: list[str], nproc: int, restarts: int) 
     from herd.stages.meshes import check_meshes
 
     check_meshes(recipe, ranks=nproc)
-    raise typer.Exit(launch(arguments, processes=nproc, restarts=restarts))
+    raise typer.Exit(launch(arguments, processes=nproc, restarts=restarts, grace=recipe.faults.grace_seconds))
 
 
 def submitted(recipe: "Recipe", arguments: list[str], folder: Path, slurm: str) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +137,10 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
     energy = EnergyMeter(machine.device)
     attempt = context.attempts.current
     assert attempt is not None, "a stage trains within an attempt"
-    attempt.heart.joules = energy.joules
+    if world().local_rank == 0 or energy.source == "NVML":  # a processor's counter is that of the machine
+        attempt.heart.joules = energy.joules
+    else:
+        attempt.heart.joules = lambda: 0.0
     worker = laid_out(context, start, plan.mesh)
     optimizer = Optimizer(
         worker.named_parameters(),
@@ -158,7 +160,7 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
     feed = Prefetched(plan.feed, ahead=2 * plan.accumulate)  # the loop takes an update's micro-batches at once
     run = Durable(checkpoints, optimizer, feed, metrics, faults=recipe.faults, attempt=attempt)
     look = Look(context, key, WholeModel(worker, config), plan)
-    with feed, closing(run):
+    with feed, run:
         state = run.resume(begin=lambda: torch.manual_seed(named_seed(recipe.seed, f"torch/{key}")))
         if state.step:
             context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
