@@ -23,7 +23,7 @@ from herd.engine.runners import open_runner
 from herd.engine.sampler import Choices
 from herd.engine.scheduler import Scheduler, Share
 from herd.engine.sequence import Sequence as InFlight
-from herd.engine.sibling import ModelDrafter
+from herd.engine.sibling import ModelDrafter, weights_read
 from herd.engine.speculation import Speculation
 from herd.model.cache import bytes_per_token
 from herd.model.transformer import Transformer
@@ -83,11 +83,14 @@ class Engine:
         if draft is not None:
             if draft_length is not None and draft_length < 1:
                 raise HerdError(f"draft_length {draft_length}: must be 1 or more; leave out `draft` to draft nothing")
+            share = 0.0
             if isinstance(draft, Transformer):
+                share = weights_read(draft) / weights_read(model)
                 draft = self._sibling(
                     draft, blocks, block_size, chunk=prefill_chunk, reuse=prefix_reuse, keep_weights=keep_weights
                 )
-            self._speculation = Speculation(NgramDrafter() if draft == "ngram" else draft, length=draft_length)
+            drafter = NgramDrafter() if draft == "ngram" else draft
+            self._speculation = Speculation(drafter, length=draft_length, share=share)
         self._in_flight: dict[int, InFlight] = {}
         self._timed: dict[int, InFlight] = {}
         self._events: list[Event] = []  # still to be given out by `step`

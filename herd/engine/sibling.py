@@ -5,6 +5,7 @@ lies on much the same faces, so that its guesses hold at high temperatures too, 
 """
 
 from collections.abc import Collection, Sequence
+from itertools import chain
 
 from herd.engine.blocks import BlockPool
 from herd.engine.request import Request
@@ -12,8 +13,16 @@ from herd.engine.runner import Runner
 from herd.engine.sampler import choose
 from herd.engine.scheduler import Share
 from herd.engine.sequence import Sequence as InFlight
+from herd.model.transformer import Transformer
 
 _NEAR = 2  # pending ids of who is in step, at most: the newest token, and the last drafted id, which is never run
+
+
+def weights_read(model: Transformer) -> int:
+    """Return the bytes of weights that a token reads: all layers and the output matrix."""
+    parts = (model.layers, model.output)
+    tensors = chain.from_iterable((*part.parameters(), *part.buffers()) for part in parts)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class _Shadow(InFlight):

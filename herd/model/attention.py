@@ -5,6 +5,7 @@ Shape legend: b batch, t position, h head, d head size, e model width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from herd.model.cache import CacheView, Pass
 from herd.model.config import ModelConfig
-from herd.model.long_rows import LongRows, attend_long, spans_of
+from herd.model.long_rows import spans_of
 from herd.model.pieces import Piece, additive, attend_in_pieces, cut
 from herd.model.rope import rotate
 
@@ -21,7 +22,16 @@ _MOST_PLAIN = 1 << 20
 # the largest mask (b x t x t) that is made elsewhere, where a fused kernel reads it
 _MOST_MASK = 1 << 28
 
-Bias = Tensor | tuple[Piece, ...] | LongRows | None  # what `attend` adds to the scores; None: plain causal
+
+class Reach(Protocol):
+    """Who sees whom in packed rows, with attention of its own: where a rank holds a part of each row, say."""
+
+    def attend(self, q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor) -> Tensor:
+        """Return attention [b, h, t, d] for the positions at hand."""
+        ...
+
+
+Bias = Tensor | tuple[Piece, ...] | Reach | None  # what `attend` adds to the scores; None: plain causal
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,11 @@ def attend(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, bias: Bias) -> Tensor
     """
     if isinstance(bias, tuple):
         return attend_in_pieces(q_bhtd, k_bhsd, v_bhsd, bias)
-    if isinstance(bias, LongRows):
-        return attend_long(q_bhtd, k_bhsd, v_bhsd, bias)
-    return scaled_dot_product_attention(q_bhtd, k_bhsd, v_bhsd, attn_mask=bias, is_causal=bias is None, enable_gqa=True)
+    if bias is None or isinstance(bias, Tensor):
+        return scaled_dot_product_attention(
+            q_bhtd, k_bhsd, v_bhsd, attn_mask=bias, is_causal=bias is None, enable_gqa=True
+        )
+    return bias.attend(q_bhtd, k_bhsd, v_bhsd)
 
 
 def attend_cached(q_1htd: Tensor, cache: CacheView, layer: int, biases: tuple[Bias, ...]) -> Tensor:

@@ -40,6 +40,10 @@ class LongRows:
         """How many scores of a head are computed."""
         return sum((s.queries.stop - s.queries.start) * (s.keys.stop - s.keys.start) for s in self.spans)
 
+    def attend(self, q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor) -> Tensor:
+        """Return softmax(q k / sqrt(d) + mask) v, [b, h, t, d]; heads that share keys become rows of one product."""
+        return _Long.apply(q_bhtd, k_bhsd, v_bhsd, self)
+
     def mark(self, scores_bkgns: Tensor, span: Span) -> None:
         """Set scores to -inf where a query may not see a key."""
         if span.alone:
@@ -66,11 +70,6 @@ def spans_of(documents_bt: Tensor) -> LongRows:
         keys = slice(int(first_bt[:, queries].min()), queries.stop)
         spans.append(Span(queries, keys, bool((first_bt[:, keys] == keys.start).all())))
     return LongRows(documents_bt, tuple(spans))
-
-
-def attend_long(q_bhtd: Tensor, k_bksd: Tensor, v_bksd: Tensor, rows: LongRows) -> Tensor:
-    """Return softmax(q k / sqrt(d) + mask) v, [b, h, t, d]; heads that share keys become rows of one product."""
-    return _Long.apply(q_bhtd, k_bksd, v_bksd, rows)
 
 
 class _Long(torch.autograd.Function):

@@ -56,6 +56,17 @@ class ParallelConfig(Section):
         """Ranks along each axis, in the order of AXES."""
         return tuple(getattr(self, axis) for axis in AXES)
 
+    def place(self, rank: int) -> dict[str, int]:
+        """Return where a rank stands along each axis; the last axis runs fastest."""
+        found = {}
+        for axis, size in zip(reversed(AXES), reversed(self.sizes), strict=True):
+            rank, found[axis] = divmod(rank, size)
+        return found
+
+    def folded(self) -> "ParallelConfig":
+        """Return the mesh for rows that may not be cut: context parallel ranks take rows of their own instead."""
+        return self.model_copy(update={"dp_shard": self.dp_shard * self.cp, "cp": 1})
+
     @property
     def data(self) -> int:
         """Ranks that draw different rows: replicas and shards."""

@@ -6,15 +6,16 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from herd.base.config import Section, load_yaml, validate
+from herd.base.emissions import EnergyConfig
 from herd.base.errors import ConfigError
-from herd.card.emissions import EnergyConfig
 from herd.data.curate import CurateConfig
 from herd.data.meadow import MeadowConfig
 from herd.distill.config import check_cut
 from herd.model.config import ModelConfig, RopeScaling, Shape
+from herd.parallel.config import ParallelConfig
 from herd.runtime.config import RuntimeConfig
 from herd.stages.long_context import LongContextConfig
-from herd.train.config import OptimConfig, TrainConfig, WatchConfig
+from herd.train.config import CheckpointConfig, FaultsConfig, OptimConfig, TrainConfig, WatchConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -43,6 +44,7 @@ class EpochConfig(Section):
     epochs: float
     context: int
     batch_tokens: int = 4096
+    accumulate: int = Field(1, ge=1)
     optim: OptimConfig
     watch: WatchConfig | None = None
 
@@ -53,6 +55,7 @@ class DpoConfig(Section):
     epochs: float = 1.0
     context: int
     batch_pairs: int = 16
+    accumulate: int = Field(1, ge=1)
     beta: float = 0.1
     nll: float = 0.2
     optim: OptimConfig
@@ -90,6 +93,8 @@ class Recipe(Section):
 
     `flagship` is a shape, or a path to a model to start from (which is kept as `flagship_path`): its weights, its
     tokenizer. `layout` says how dialogs are laid out (tokenizer/layout.py); what it leaves out is Llama 3.1's.
+    `parallel` is the mesh of every training step, unless `meshes` has one for it ('long-context', 'distil/small'):
+    they say how a herd is raised, not what comes of it, and may change from one attempt to the next.
     """
 
     name: str
@@ -114,13 +119,20 @@ class Recipe(Section):
     eval: EvalConfig = EvalConfig()
     energy: EnergyConfig = EnergyConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-    checkpoint_seconds: float = 15.0
+    parallel: ParallelConfig | Literal["auto"] = ParallelConfig()
+    meshes: dict[str, ParallelConfig | Literal["auto"]] = Field(default_factory=dict)
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @model_validator(mode="before")
     @classmethod
-    def _path_or_shape(cls, values: Any) -> Any:
+    def _other_spellings(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("flagship"), str):
             values = values | {"flagship": None, "flagship_path": values["flagship"]}
+        if isinstance(values, dict) and "checkpoint_seconds" in values:  # its name in 0.1, in the recipes of old runs
+            seconds = values["checkpoint_seconds"]
+            values = {key: value for key, value in values.items() if key != "checkpoint_seconds"}
+            values["checkpoints"] = {"seconds": seconds} | (values.get("checkpoints") or {})
         return values
 
     @model_validator(mode="after")

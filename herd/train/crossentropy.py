@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from herd.train.vocabulary import sharded_cross_entropy
 
 _ROWS = 512
 _TINY = 1.2e-38
@@ -81,5 +84,8 @@ def cross_entropy(
     """
     if scores.requires_grad and scores.is_leaf:
         scores = scores.clone()
+    if isinstance(scores, DTensor):  # tensor parallel: a rank has the scores of a part of the vocabulary
+        group = scores.device_mesh.get_group()
+        return sharded_cross_entropy(scores.to_local(), targets, weights, group=group, teacher=teacher, share=share)
     ids, logprobs = teacher or (None, None)
     return _CrossEntropy.apply(scores, targets, weights, ids, logprobs, share if teacher else 0.0)

@@ -26,13 +26,18 @@ class Loss:
 
 
 class Objective(Protocol):
-    """What the loop asks of a training method."""
+    """What the loop asks of a training method; `metrics` names what its losses carry besides."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
 
     def loss(self, model: Transformer, batch: Batch) -> Loss: ...
 
 
 class NextToken:
     """Cross-entropy of the next token, weighted: pretraining (all weights 1) and SFT (1 on the assistant's tokens)."""
+
+    metrics = ()
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         """Return the weighted sum of -log p(target) in nats."""

@@ -16,11 +16,12 @@ from toys import TOY, byte_tokenizer, toy_documents, toy_model
 from herd.base.errors import HerdError
 from herd.engine.drafter import Drafter, NgramDrafter
 from herd.engine.engine import Engine
-from herd.engine.pace import Pace
 from herd.engine.request import Completion, Request, Sampling
 from herd.engine.runner import TorchRunner
+from herd.engine.scheduler import Share
 from herd.engine.sequence import Sequence as InFlight
-from herd.engine.sibling import ModelDrafter
+from herd.engine.sibling import ModelDrafter, weights_read
+from herd.engine.speculation import Speculation
 from herd.model.transformer import Transformer
 
 PROMPTS = [tuple(ids) for ids in toy_documents([5, 1, 17, 30, 40], seed=3)]
@@ -144,80 +145,42 @@ def test_no_schedule_changes_an_answer_or_leaks_a_block(engine: Engine, schedule
     nothing_is_held(engine)
 
 
-def told(
-    pace: Pace,
-    acceptance: float,
-    *,
-    row: float,
-    draft: float,
-    rounds: int,
-    requests: int = 1,
-    prompt: float = 0.0,
-    ends: float = 0.0,
-) -> list[int]:
-    """Play rounds in which a row costs so much beyond a base of 1, and return how many ids each round drafted.
+class Slow(Hostile):
+    """Always wrong, and takes ten rounds of the model, by a clock that counts how often it is asked."""
 
-    prompt: seconds of each round in which the drafter reads. ends: tokens a request that never come, for it has ended.
-    """
-    dice, drafted = random.Random(0), []
-    for _ in range(rounds):
-        lengths = pace.lengths(dict.fromkeys(range(requests), 20), requests)
-        drafted.append(sum(lengths.values()))
-        pace.note_round(requests, requests + drafted[-1], 1 + row * (requests + drafted[-1]))
-        said, longest = requests, max(lengths.values())
-        for handle, length in lengths.items():
-            hits = next((n for n in range(length) if dice.random() >= acceptance), length)
-            said += hits
-            if length:
-                pace.note_outcome(handle, hits, min(hits + 1, length))
-        if longest:
-            pace.note_draft(requests, longest, draft * longest)
-            model = 1 + row * (requests + drafted[-1])
-            pace.note_gain(requests, said - ends * requests, model=model, drafter=draft * longest + prompt)
-    return drafted
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.asked = 0.0, 0
+
+    def clock(self) -> float:
+        self.asked += 1
+        return self.now
+
+    def prepare(self, sequences: Sequence[InFlight]) -> list[InFlight]:
+        return list(sequences)
+
+    def draft(self, sequences: Sequence[InFlight], lengths: Sequence[int]) -> list[list[int]]:
+        self.now += 10.0
+        return [[TOY.vocab_size - 1] * length for length in lengths]
 
 
-def test_drafts_are_long_where_they_are_right_and_cheap() -> None:
-    drafted = told(Pace(), 0.95, row=0.01, draft=0.05, rounds=400)
-    assert drafted[:3] == [0, 0, 0]  # what a plain round costs comes first
-    assert sum(drafted[-100:]) > 600
-    assert 0 in drafted[3:]  # and is looked at again
+def test_a_drafter_that_rests_isnt_asked_and_no_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, slow = Engine(model()), Slow()
+    engine._speculation = Speculation(slow, clock=slow.clock)
+    run = engine._runner.run
 
+    def counted(shares: Sequence[Share]) -> torch.Tensor:
+        slow.now += 1.0
+        return run(shares)
 
-@pytest.mark.parametrize(
-    ("acceptance", "row", "draft", "requests"),
-    [(0.0, 0.01, 0.0, 1), (0.95, 0.01, 2.0, 1), (0.6, 1.0, 0.1, 16), (0.05, 0.2, 0.01, 4)],
-)
-def test_drafting_stops_where_it_doesnt_pay(acceptance: float, row: float, draft: float, requests: int) -> None:
-    drafted = told(Pace(), acceptance, row=row, draft=draft, rounds=3000, requests=requests)
-    assert any(drafted)
-    assert sum(map(bool, drafted[500:])) < 100
-
-
-def test_what_is_slower_in_fact_stops_whatever_was_expected() -> None:
-    costs = {"row": 0.01, "draft": 0.05, "rounds": 3000}
-    for unforeseen in ({"prompt": 8.0}, {"ends": 6.0}):
-        drafted = told(Pace(), 0.95, **costs, **unforeseen)  # ty: ignore
-        assert any(drafted)
-        assert sum(map(bool, drafted[500:])) < 150
-
-
-def test_drafting_starts_again_when_it_begins_to_pay() -> None:
-    pace = Pace()
-    assert sum(told(pace, 0.0, row=0.01, draft=0.1, rounds=500)[-100:]) < 60
-    assert sum(told(pace, 0.95, row=0.01, draft=0.1, rounds=2500)[-100:]) > 400
-
-
-def test_one_request_may_draft_while_another_doesnt() -> None:
-    pace = Pace()
-    told(pace, 0.5, row=0.05, draft=0.01, rounds=20, requests=2)
-    for _ in range(30):
-        pace.note_outcome(0, 0, 1)
-        pace.note_outcome(1, 4, 4)
-    lengths = pace.lengths({0: 9, 1: 9}, 2)
-    assert lengths[0] <= 1
-    assert lengths[1] > 2
-    assert pace.lengths({0: 9, 1: 1}, 2)[1] <= 1
+    monkeypatch.setattr(engine._runner, "run", counted)
+    request = Request(PROMPTS[2], Sampling(max_tokens=60))
+    (plain,) = Engine(model()).generate([request])
+    same(engine.generate([request])[0], plain)
+    asked, stats = slow.asked, engine.stats()
+    assert (stats.rounds, stats.drafted, stats.accepted) == (1, 1, 0)
+    same(engine.generate([request])[0], plain)
+    assert (slow.asked, engine.stats().rounds) == (asked, 1)
 
 
 def test_what_a_text_repeats_is_found() -> None:
@@ -393,6 +356,14 @@ def test_the_same_dice_guess_well_at_any_temperature() -> None:
     engine = Engine(model(), draft=sibling(0.01), draft_length=1)
     engine.generate(requests)
     assert engine.stats().accepted / engine.stats().drafted > 0.5
+
+
+def test_a_siblings_share_is_that_of_the_weights_that_a_token_reads() -> None:
+    small = toy_model(TOY.model_copy(update={"n_layers": 1}))
+    layer = sum(parameter.numel() for parameter in small.layers[0].parameters())
+    head = small.output.weight.numel()
+    assert weights_read(small) == 4 * (layer + head)
+    assert weights_read(model()) == 4 * (TOY.n_layers * layer + head)
 
 
 @pytest.mark.parametrize(
