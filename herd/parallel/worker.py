@@ -14,25 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from herd.model.config import ModelConfig
 from herd.model.source import Source
 from herd.model.transformer import Transformer
-from herd.parallel.config import ParallelConfig
+from herd.parallel.config import ParallelConfig, layers_of, stages_of
 from herd.parallel.mesh import Mesh
 from herd.parallel.pipeline import Pipeline, StageModel
 from herd.parallel.recompute import recompute
 from herd.parallel.rows import alike, rows_of
 from herd.parallel.sharding import own, shard, tensor_parallel
-from herd.parallel.stages import keep_stage, layers_of, stages_of
+from herd.parallel.stages import keep_stage
 from herd.parallel.weights import fill
 
 Summed = Callable[[Any, Any], Any]  # (model, batch) -> a loss with `total`, `weight` and `metrics`
 
 
 class Worker(Protocol):
-    """One rank's part of a model; `mesh` is None where it is the whole."""
+    """One rank's part of a model; `mesh` is None where it is the whole, `models` are its stages."""
 
     @property
     def mesh(self) -> Mesh | None: ...
+
+    @property
+    def models(self) -> Sequence[Transformer]: ...
 
     def backward(self, loss_of: Summed, batches: Sequence[Any]) -> list[Any]:
         """Run forward and backward of a step's micro-batches; return their losses, as far as this rank knows them."""
@@ -57,7 +61,7 @@ class Alone:
     mesh = None
 
     def __init__(self, model: Transformer) -> None:
-        self.model = model
+        self.model, self.models = model, (model,)
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self.model.named_parameters()
@@ -77,6 +81,7 @@ class Sharded:
 
     def __init__(self, model: Transformer, mesh: Mesh, dtype: torch.dtype) -> None:
         self.model, self.mesh, self._dtype = model, mesh, dtype
+        self.models = (model,)
 
     def sum(self, values: Tensor) -> Tensor:
         return self.mesh.sum_of_tokens(values)
@@ -95,7 +100,8 @@ class Sharded:
             # gradients are summed over ranks once a step
             self.model.set_requires_gradient_sync(last)
             self.model.set_is_last_backward(last)
-            losses.append(_backward(loss_of(self.model, rows_of(batch, self.mesh, self._dtype).batch)))
+            whole = alike([batch], self.mesh)[0]
+            losses.append(_backward(loss_of(self.model, rows_of(whole, self.mesh, self._dtype).batch)))
         return losses
 
 
@@ -105,6 +111,7 @@ class Piped:
     def __init__(self, stages: Sequence[tuple[int, StageModel]], mesh: Mesh, dtype: torch.dtype) -> None:
         self.mesh, self._dtype = mesh, dtype
         self._stages, self._device = stages, torch.device(mesh.root.device_type)
+        self.models = tuple(stage.part for _, stage in stages)
         self._pipeline = Pipeline(stages, mesh, self._device)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -118,33 +125,40 @@ class Piped:
         return (named for _, stage in self._stages for named in stage.part.named_parameters())
 
     def backward(self, loss_of: Summed, batches: Sequence[Any]) -> list[Any]:
-        rows = [rows_of(batch, self.mesh, self._dtype) for batch in alike(batches)]
+        rows = [rows_of(batch, self.mesh, self._dtype) for batch in alike(batches, self.mesh)]
         return self._pipeline.run(loss_of, rows, dtype=self._dtype)
 
 
 def spread(source: Source, config: ParallelConfig, *, device: torch.device, dtype: torch.dtype) -> Worker:
-    """Lay a source's weights out over the process group. Raises HerdError where the source is damaged.
+    """Lay a source's weights out over the process group. Raises HerdError where the source is damaged."""
+    worker = lay_out(source.config, config, device=device, dtype=dtype)
+    fill(worker.models, source, device)
+    return worker
+
+
+def lay_out(shape: ModelConfig, config: ParallelConfig, *, device: torch.device, dtype: torch.dtype) -> Worker:
+    """Make this rank's part of a model, which has no memory yet (`fill` gives it some).
 
     Order matters: stages, tensor parallel, recompute, compile, shards; then memory is given and filled.
     """
     mesh = Mesh.of(config, device)
     count = config.stages
-    made = []
+    made: list[tuple[int, StageModel]] = []
     for number in stages_of(config, mesh.rank("pp")):
         with torch.device("meta"):
-            model = Transformer(source.config)
+            model = Transformer(shape)
         if count > 1:
-            layers = layers_of(source.config.n_layers, count)[number]
+            layers = layers_of(shape.n_layers, count)[number]
             keep_stage(model, layers, first=number == 0, last=number == count - 1)
-        made.append((number, _laid_out(model, mesh, dtype, piped=count > 1)))
-    fill([model for _, (model, _) in made], source, device)
-    if count == 1:
-        return Sharded(made[0][1][0], mesh, dtype)
-    return Piped([(number, root) for number, (_, root) in made if isinstance(root, StageModel)], mesh, dtype)
+        root = _laid_out(model, mesh, dtype, piped=count > 1)
+        if not isinstance(root, StageModel):
+            return Sharded(model, mesh, dtype)
+        made.append((number, root))
+    return Piped(made, mesh, dtype)
 
 
-def _laid_out(model: Transformer, mesh: Mesh, dtype: torch.dtype, *, piped: bool) -> tuple[Transformer, nn.Module]:
-    """Make a model, or a stage, one rank's part; return it and what runs it."""
+def _laid_out(model: Transformer, mesh: Mesh, dtype: torch.dtype, *, piped: bool) -> nn.Module:
+    """Make a model, or a stage, one rank's part; return what runs it."""
     if mesh.config.tp > 1:
         tensor_parallel(model, mesh.root["tp"])
     for i in own(model):
@@ -153,7 +167,7 @@ def _laid_out(model: Transformer, mesh: Mesh, dtype: torch.dtype, *, piped: bool
             model.layers[i].compile()
     root = StageModel(model) if piped else model
     shard(model, mesh, dtype, root=root)
-    return model, root
+    return root
 
 
 def _backward(loss: Any) -> Any:

@@ -10,7 +10,7 @@ from functools import cache
 
 from herd.base.errors import ConfigError
 from herd.model.config import ModelConfig
-from herd.parallel.config import ParallelConfig, check
+from herd.parallel.config import ParallelConfig, check, layers_of, stages_of
 
 PRODUCTS = ("wq", "wk", "wv", "wo", "w1", "w3", "w2")
 
@@ -103,16 +103,12 @@ class Run:
 
     def layers(self, rank: int) -> int:
         """Layers of a pipeline rank, in all of its stages."""
-        return sum(
-            layers_of(self.config.n_layers, self.parallel.pp * self.chunks)[stage] for stage in self.stages(rank)
-        )
+        sizes = _sizes(self.config.n_layers, self.parallel.pp * self.chunks)
+        return sum(sizes[stage] for stage in self.stages(rank))
 
     def stages(self, rank: int) -> list[int]:
-        """Stages of a pipeline rank: every pp-th, or one from each end (ZBVZeroBubble)."""
-        pp = self.parallel.pp
-        if self.parallel.schedule == "ZBVZeroBubble":
-            return [rank, 2 * pp - 1 - rank]
-        return [rank + pp * chunk for chunk in range(self.chunks)]
+        """Stages of a pipeline rank."""
+        return stages_of(self.parallel, rank, stages=self.parallel.pp * self.chunks)
 
     def has_embedding(self, rank: int) -> bool:
         """Whether a pipeline rank looks tokens up."""
@@ -157,8 +153,5 @@ def block_parameters(config: ModelConfig) -> int:
 
 
 @cache
-def layers_of(n_layers: int, stages: int) -> tuple[int, ...]:
-    """Return the layers of each stage: as even as can be, the first and the last one having the fewest."""
-    base, more = divmod(n_layers, stages)
-    middle_first = sorted(range(stages), key=lambda stage: (stage in (0, stages - 1), stage))
-    return tuple(base + (stage in middle_first[:more]) for stage in range(stages))
+def _sizes(n_layers: int, stages: int) -> tuple[int, ...]:
+    return tuple(len(layers) for layers in layers_of(n_layers, stages))

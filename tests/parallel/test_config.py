@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from herd.base.config import validate
 from herd.base.errors import ConfigError
 from herd.model.config import Shape
-from herd.parallel.config import ParallelConfig, check
-from herd.parallel.stages import layers_of, stages_of
+from herd.parallel.config import ParallelConfig, check, layers_of, stages_of
 
 SHAPE = Shape(dim=64, n_layers=6, n_heads=8, n_kv_heads=4, ffn_hidden=96)
 SIZES: dict[str, Any] = {"vocab_size": 64, "row_length": 64, "rows": 8, "accumulate": 4}
