@@ -19,10 +19,12 @@ from herd.base.config import validate
 from herd.base.run import RunFolder
 from herd.cli.display import Plain
 from herd.model.transformer import Transformer
+from herd.parallel.config import ParallelConfig
+from herd.parallel.worker import Alone
 from herd.stages.pretrain import shard_feed
 from herd.stages.recipe import Recipe
 from herd.stages.step import Context
-from herd.stages.training import trained_model
+from herd.stages.training import laid_out, trained_weights
 from herd.stages.watch import Examiner
 from herd.train.config import TrainConfig
 from herd.train.loop import fit
@@ -49,7 +51,10 @@ def start(context: Context) -> Transformer:
     """Load the model that annealing begins with, in its final shape."""
     stages = context.recipe.long_context.stages
     config = context.recipe.model_config_of("flagship", vocab_size=context.tokenizer.n_vocab)
-    return trained_model(context, stages[-1].folder if stages else "flagship/pretrain", config=config)
+    weights = trained_weights(context, stages[-1].folder if stages else "flagship/pretrain", config=config)
+    worker = laid_out(context, weights, ParallelConfig())
+    assert isinstance(worker, Alone), "this runs in one process"
+    return worker.model
 
 
 def score(context: Context, weights: Mapping[str, Tensor] | None) -> Scores:

@@ -179,7 +179,7 @@ def test_gates_are_facts_and_stand_on_the_card(toy_run: Path) -> None:
     assert list(gate["after"]) == ["3", "6"]
     assert set(gate["after"]["6"]["tasks"]["needle"]["by"]["length"]) == {"512", "1024"}
     assert gate["before"]["bits_per_byte"] == first.facts["gate"]["after"]["2"]["bits_per_byte"]
-    assert first.cost["eval_seconds"] > 0
+    assert first.cost["attempt"]["spent"]["eval"] > 0
     card = (toy_run / "MODEL_CARD.md").read_text()
     assert "Gates of the long-context stages" in card
     assert "Needle after long-context/1024" in card
@@ -216,7 +216,7 @@ class Interrupting(Silent):
 def before_long_context(toy_run: Path, folder: Path, **changes: Any) -> Recipe:
     """Copy a run as it was before its last long-context stage, with a changed recipe."""
     shutil.copytree(toy_run, folder)
-    values = yaml.safe_load((folder / "recipe.yaml").read_text()) | {"checkpoint_seconds": 0.0}
+    values = yaml.safe_load((folder / "recipe.yaml").read_text()) | {"checkpoints": {"seconds": 0.0}}
     values["long_context"]["stages"][1]["gate"] |= changes
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
@@ -247,6 +247,6 @@ def test_a_closed_gate_stops_the_run_and_is_written_down(toy_run: Path, tmp_path
     assert done.returncode == 2
     assert "long-context/1024: needle at 512 0.0 ± 13.9 %, at least 50 % asked" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    last = Ledger(tmp_path / "run/ledger.jsonl").records[-1]
-    assert (last.kind, last.step, last.facts["decision"]) == ("gate", "long-context/1024", "stopped")
+    (gate,) = [r for r in Ledger(tmp_path / "run/ledger.jsonl").records if r.kind == "gate"]
+    assert (gate.step, gate.facts["decision"]) == ("long-context/1024", "stopped")
     assert load_config(tmp_path / "run/flagship/long/512").max_positions == 512

@@ -49,5 +49,5 @@ def run(context: Context, key: str) -> Outcome:
     steps = max(1, math.ceil(section.epochs * len(feed) / (batches.rows * section.accumulate)))
     about = {"pairs": len(feed), "beta": section.beta, "nll": section.nll, "epochs": section.epochs}
     objective = Preference(section.beta, section.nll)
-    plan = Plan(objective, feed, section.optim, steps, mesh, section.accumulate, about, section.watch, chat=True)
+    plan = Plan(objective, feed, section.optim, steps, mesh, section.accumulate, about, watch=section.watch, chat=True)
     return train(context, key, start, plan, output=f"{folder}/instruct")

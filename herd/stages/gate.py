@@ -7,6 +7,7 @@ metrics/gate-STEP.jsonl   step 0: the model before the stage; then a line for ea
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from herd.base.errors import HerdError
@@ -34,9 +35,7 @@ class Gate:
         assert stage.gate is not None
         self._context, self._stage, self._config = context, stage, stage.gate
         self._rows = Rows(context.run, "gate", stage.key)
-        self._before, self.seconds = before, 0.0
-        self._examine = self._examiner(model)
-        self._needles = self._make_needles()
+        self._model, self._before = model, before
 
     def begin(self, step: int) -> None:
         """Take note that training begins at this step; measure the model before the stage, unless that was done."""
@@ -45,41 +44,43 @@ class Gate:
             self._context.progress.note(f"{self._stage.key}: scoring the model before it")
             # with its own positions, and in the number format of the one that is trained
             model = load_model(self._context.run / self._before, device=self._context.machine.device)
-            examine = self._examiner(model.to(self._context.machine.dtype))
-            self._rows.add({"step": 0, **examine()})
-            self.seconds += examine.seconds
+            self._rows.add({"step": 0, **self._examiner(model.to(self._context.machine.dtype))()})
 
     def goal(self, step: int) -> int:
         """Return where the portion ends that the step after `step` lies in, or that `step` itself has ended."""
         portions = min(max(1, -(-step // self._stage.steps)), 1 + self._config.extend)
         return portions * self._stage.steps
 
-    def __call__(self, state: State) -> int:
-        """Measure, judge and write down; return how many more steps to train. Raises GateClosed when told to stop."""
+    def __call__(self, state: State) -> dict[str, Any]:
+        """Measure, judge and write down; return how many `more` steps to train, or why the gate is `closed`."""
         before, *portions = self._rows.all()
         if not portions or portions[-1]["step"] != state.step:
             self._context.progress.note(f"{self._stage.key}: scoring short texts, and needles at up to its length")
-            earlier = self._examine.seconds
             after = self._examine({"needle": self._needles})
-            self.seconds += self._examine.seconds - earlier
             failed = judge(self._config, before, after)
             row = {"step": state.step, "tokens": state.tokens, **after, "passed": not failed, "failed": failed}
             self._rows.add(row)
             portions.append(row)
         if portions[-1]["passed"]:
-            return 0
+            return {"more": 0}
         said = "; ".join(portions[-1]["failed"])
         if len(portions) <= self._config.extend:
             self._context.progress.note(f"{self._stage.key}: trains on, for {said}")
-            return self._stage.steps
+            return {"more": self._stage.steps}
         if self._config.on_fail == "go_on":
             self._context.progress.note(f"{self._stage.key}: goes on all the same, though {said}")
-            return 0
+            return {"more": 0}
         self._context.run.ledger.append("gate", self._stage.key, facts=self.facts())
-        raise GateClosed(
-            f"{self._stage.key}: {said}; give it more tokens (tokens, gate.extend), or set gate.on_fail to go_on. "
-            "Another run can start from the model before it (flagship=FOLDER)"
-        )
+        return {"closed": said}
+
+    def obeyed(self, verdict: Mapping[str, Any]) -> int:
+        """Return how many more steps to train. Raises GateClosed."""
+        if "closed" in verdict:
+            raise GateClosed(
+                f"{self._stage.key}: {verdict['closed']}; give it more tokens (tokens, gate.extend), or set "
+                f"gate.on_fail to go_on. Another run can start from the model before it (flagship=FOLDER)"
+            )
+        return verdict["more"]
 
     def facts(self) -> dict[str, Any]:
         """Return what was measured and decided, by step, and what was asked for."""
@@ -100,7 +101,12 @@ class Gate:
         documents, tasks, items = config.documents, config.tasks, config.items
         return Examiner(self._context, model, self._stage.key, documents=documents, tasks=tasks, items=items)
 
-    def _make_needles(self) -> list[dict[str, Any]]:
+    @cached_property
+    def _examine(self) -> Examiner:
+        return self._examiner(self._model)
+
+    @cached_property
+    def _needles(self) -> list[dict[str, Any]]:
         context, config = self._context, self._config
         haystack: dict[str, list[str]] = {}
         for row in read_jsonl(context.run / "corpus/heldout.jsonl"):

@@ -1,9 +1,7 @@
-"""Looking at a model while it trains: whoever looks has a whole model, also where the trainer's lies over ranks.
+"""Looking at a model while it trains: what looks has a whole model, also where the trainer's lies over ranks."""
 
-The first process measures; all others give their parts of the weights, and are told what comes of it.
-"""
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
@@ -11,75 +9,72 @@ from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 from herd.parallel.weights import Gathered
 from herd.parallel.worker import Alone, Worker
-from herd.runtime.process import leads
+from herd.stages.gate import Gate
 from herd.stages.step import Context
-from herd.stages.watch import Watch
+from herd.train.clock import Clock
 from herd.train.loop import State
 
-if TYPE_CHECKING:
-    from herd.stages.training import Plan
 
+class Watch(Protocol):
+    """What measures a model at some of the steps."""
 
-class WholeModel:
-    """The model that a worker trains, whole: itself in one process, a copy on the first of several."""
+    def begin(self, step: int) -> None: ...
 
-    def __init__(self, worker: Worker, config: ModelConfig) -> None:
-        self._worker = worker
-        self.model: Transformer | None = None
-        self._copied = not isinstance(worker, Alone)
-        if isinstance(worker, Alone):
-            self.model = worker.model
-        elif leads():
-            device = next(iter(worker.named_parameters()))[1].device
-            self.model = Transformer(config).to(device)
-        self._config = config
+    def due(self, step: int) -> bool: ...
 
-    @torch.no_grad()
-    def gather(self) -> None:
-        """Bring the copy up to date; every process has to call this together."""
-        if not self._copied:
-            return
-        assert self._worker.mesh is not None
-        places = dict(self.model.named_parameters()) if self.model is not None else {}
-        for name, weight in Gathered(dict(self._worker.named_parameters()), self._config, self._worker.mesh).whole():
-            if name in places:
-                places[name].copy_(weight)
+    def __call__(self, state: State) -> None: ...
 
 
 class Look:
-    """A training step's watch, as a hook of the loop, and its gate, asked when a portion of steps is made."""
+    """A whole model to look at. Over ranks the first has a copy, into which the weights are gathered for each look.
 
-    def __init__(self, context: Context, key: str, whole: WholeModel, plan: "Plan") -> None:
-        self._context, self._whole, self._steps = context, whole, plan.steps
-        config = plan.watch if plan.watch and (plan.watch.heldout or plan.watch.tasks) else None
-        self._moments = config.moments(plan.steps) if config else frozenset[int]()
-        self._gated = plan.gate is not None
-        self._watch = self._gate = None
-        if whole.model is not None:
-            self._watch = Watch(context, key, whole.model, config=config, chat=plan.chat) if config else None
-            self._gate = plan.gate(whole.model) if plan.gate else None
+    The first alone measures; the others wait for it, however long it takes.
+    """
 
-    def begin(self, step: int) -> int:
-        """Take note that training begins or goes on at a step; return up to which step it goes."""
-        for part in (self._watch, self._gate):
-            if part is not None:
-                part.begin(step)
-        return self._context.told(self._gate.goal(step) if self._gate else self._steps)
+    def __init__(self, context: Context, worker: Worker, config: ModelConfig) -> None:
+        self._context, self._worker = context, worker
+        self._copy = None if isinstance(worker, Alone) else self._empty(config)
+        self.model: Transformer = worker.model if isinstance(worker, Alone) else self._copy or Transformer(config)
 
-    def __call__(self, state: State) -> None:
-        if state.step in self._moments:
-            self._whole.gather()
-            if self._watch is not None:
-                self._watch(state)
+    def _empty(self, config: ModelConfig) -> Transformer:
+        parameter = next(iter(self._worker.named_parameters()))[1]
+        leads = self._context.leads
+        with torch.device("cpu" if leads else "meta"):
+            return Transformer(config).to(parameter.device if leads else "meta")
 
-    def more(self, state: State) -> int:
-        """Return how many more steps to train. Raises GateClosed when that is none and the gate stays shut."""
-        if not self._gated:
-            return 0
-        self._whole.gather()
-        return self._context.told(self._gate(state) if self._gate else 0)
+    def at(self, watch: Watch, state: State) -> Callable[[State], None]:
+        """Return a hook of the loop that looks where it is due, for a training that begins at `state`."""
+        self.begin(watch, state)
 
-    def facts(self) -> dict[str, Any]:
-        """Return what was measured and decided."""
-        found = {"watch": self._watch, "gate": self._gate}
-        return {name: part.facts() for name, part in found.items() if part is not None}
+        def hook(state: State) -> None:
+            if watch.due(state.step):
+                self._gather()
+                if self._context.leads:
+                    watch(state)
+                self._context.told()
+
+        return hook
+
+    def begin(self, what: Watch | Gate, state: State) -> None:
+        """Tell what measures where training begins."""
+        if self._context.leads:
+            what.begin(state.step)
+        self._context.told()
+
+    def through(self, gate: Gate, state: State, clock: Clock) -> int:
+        """Measure at a gate; return how many more steps to train. Raises GateClosed on all ranks when told to stop."""
+        with clock.spending("eval"):
+            self._gather()
+            verdict = gate(state) if self._context.leads else None
+            return gate.obeyed(self._context.told(verdict))
+
+    @torch.no_grad()
+    def _gather(self) -> None:
+        if self._copy is None:
+            return
+        assert self._worker.mesh is not None
+        places = dict(self._copy.named_parameters())
+        parts = dict(self._worker.named_parameters())
+        for name, weight in Gathered(parts, self._copy.config, self._worker.mesh).whole():
+            if self._context.leads:
+                places[name].copy_(weight)

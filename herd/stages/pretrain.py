@@ -62,8 +62,9 @@ def run(context: Context, key: str) -> Outcome:
     gate = None
     if isinstance(section, LongStageConfig) and section.gate is not None:
         gate = partial(Gate, context, section, before=folders[number - 1])
-    shared = (NextToken(), feed, section.optim, section.steps, mesh, section.accumulate)
-    plan = Plan(*shared, about, section.watch, gate=gate)
+    plan = Plan(
+        NextToken(), feed, section.optim, section.steps, mesh, section.accumulate, about, section.watch, gate=gate
+    )
     return train(context, key, start, plan, output=output)
 
 

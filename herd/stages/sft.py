@@ -55,5 +55,5 @@ def example_plan(
         "batch_tokens": section.batch_tokens,
         "seed": context.recipe.seed,
     }
-    shared = (NextToken(), feed, section.optim, steps, mesh, section.accumulate)
-    return Plan(*shared, about, section.watch, chat=key != "guard")
+    chat = key != "guard"
+    return Plan(NextToken(), feed, section.optim, steps, mesh, section.accumulate, about, section.watch, chat)

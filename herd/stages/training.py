@@ -28,10 +28,11 @@ from herd.runtime.process import grouped, leads
 from herd.runtime.world import world
 from herd.stages.export import write_hf_files
 from herd.stages.gate import Gate
-from herd.stages.look import Look, WholeModel
+from herd.stages.look import Look
 from herd.stages.models import find_model, refuse_quantised
 from herd.stages.recipe import Recipe
 from herd.stages.step import Context, Outcome
+from herd.stages.watch import watch_of
 from herd.train.batch import Part
 from herd.train.checkpoint import Checkpoints
 from herd.train.config import OptimConfig, WatchConfig
@@ -48,8 +49,9 @@ from herd.train.prefetch import Prefetched
 class Plan:
     """How long and how: `steps` updates of `accumulate` micro-batches; `about` goes into the ledger's facts.
 
-    mesh: what the model lies on. watch: what is measured meanwhile. gate: measures when `steps` are made, and may ask
-    for as many again.
+    mesh: what the model lies on; `part` and `one_shape` follow from it, for the feed. watch: what is measured now and
+    then; `chat`: whether its tasks are asked as dialogs. gate: builds, given a whole model, what measures when `steps`
+    are made and may ask for more.
     """
 
     objective: Objective
@@ -60,7 +62,7 @@ class Plan:
     accumulate: int = 1
     about: Mapping[str, Any] | None = None
     watch: WatchConfig | None = None
-    chat: bool = False  # whether tasks that are watched are asked as dialogs
+    chat: bool = False
     gate: Callable[[Transformer], Gate] | None = None
 
 
@@ -159,27 +161,8 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
     metrics = Metrics(context.run / curve, write=leads())
     feed = Prefetched(plan.feed, ahead=2 * plan.accumulate)  # the loop takes an update's micro-batches at once
     run = Durable(checkpoints, optimizer, feed, metrics, faults=recipe.faults, attempt=attempt)
-    look = Look(context, key, WholeModel(worker, config), plan)
     with feed, run:
-        state = run.resume(begin=lambda: torch.manual_seed(named_seed(recipe.seed, f"torch/{key}")))
-        if state.step:
-            context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
-        goal = look.begin(state.step)
-        while True:
-            state = run.fit(
-                worker,
-                plan.objective,
-                state,
-                steps=goal,
-                accumulate=plan.accumulate,
-                looks=(look,),
-                hooks=(reporter(context.progress, goal),),
-            )
-            with attempt.clock.spending("eval"):
-                more = look.more(state)
-            if not more:
-                break
-            goal += more
+        state, measured = _trained(context, key, worker, plan, run, config)
     with attempt.clock.spending("checkpoint"):
         save(context, gathered(worker, optimizer.weights(), config), output)
     if not leads():
@@ -190,11 +173,41 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
         "learning_rate": plan.optim.learning_rate,
         "curve": curve,
         **({"skipped_batches": [asdict(skip) for skip in run.skips]} if run.skips else {}),
-        **look.facts(),
+        **measured,
         **(plan.about or {}),
         **feed.facts(),
     }
     return Outcome(facts, (output,), _cost(context, state, plan.mesh))
+
+
+def _trained(
+    context: Context, key: str, worker: Worker, plan: Plan, run: Durable, config: ModelConfig
+) -> tuple[State, dict[str, Any]]:
+    """Train to the end, and on while a gate asks for it; return where that is, and what was measured on the way."""
+    look = Look(context, worker, config) if plan.watch or plan.gate else None
+    watch = watch_of(context, key, look.model, plan.watch, steps=plan.steps, chat=plan.chat) if look else None
+    gate = plan.gate(look.model) if look and plan.gate else None
+    state = run.resume(begin=lambda: torch.manual_seed(named_seed(context.recipe.seed, f"torch/{key}")))
+    if state.step:
+        context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
+    looks = [look.at(watch, state)] if look and watch else []
+
+    def on_to(goal: int, state: State) -> State:
+        told = (reporter(context.progress, goal),)
+        amount = {"steps": goal, "accumulate": plan.accumulate}
+        return run.fit(worker, plan.objective, state, looks=looks, hooks=told, **amount)
+
+    if look and gate:
+        clock = run.clock
+        with clock.spending("eval"):
+            look.begin(gate, state)
+        state = on_to(gate.goal(state.step), state)
+        while more := look.through(gate, state, clock):
+            state = on_to(state.step + more, state)
+    else:
+        state = on_to(plan.steps, state)
+    measured = {"watch": watch, "gate": gate}
+    return state, {name: part.facts() for name, part in measured.items() if part is not None and context.leads}
 
 
 def _figures(curve: Path, state: State) -> dict[str, Any]:

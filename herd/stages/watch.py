@@ -3,8 +3,8 @@
 metrics/watch-STEP.jsonl   {"step", "tokens", "bits_per_byte": {"all": ..., "en": ...}, "tasks": {...}} a line
 """
 
-import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from herd.base.files import read_jsonl, write_jsonl
@@ -23,7 +23,7 @@ from herd.train.loop import State
 class Examiner:
     """Scores one model as it is at the moment on `documents` held-out texts a language and `items` of each task.
 
-    `chat` says whether tasks are asked as dialogs or as text that goes on. `seconds`: the time that went into it.
+    `chat` says whether tasks are asked as dialogs or as text that goes on.
     """
 
     def __init__(
@@ -39,7 +39,6 @@ class Examiner:
     ) -> None:
         self.engine = Engine(model)
         self.subject = Subject(name, self.engine, context.codec, chat=chat)
-        self.seconds = 0.0
         corpus = context.run / "corpus"
         self._documents = first_of_each(read_jsonl(corpus / "heldout.jsonl"), documents)
         if tasks and not (corpus / "bench").is_dir():
@@ -52,7 +51,6 @@ class Examiner:
 
         more: further items by task, of which shares by length, depth and language are returned too.
         """
-        began = time.perf_counter()
         self.engine.refresh()
         measured: dict[str, Any] = {}
         if self._documents:
@@ -64,7 +62,6 @@ class Examiner:
             if (score := run_task(self.subject, task, items)) is not None:
                 kept = ("value", "stderr", "n", *(["by"] if task not in self._tasks else []))
                 measured.setdefault("tasks", {})[task] = {name: score.facts[name] for name in kept}
-        self.seconds += time.perf_counter() - began
         return measured
 
 
@@ -79,8 +76,8 @@ class Rows:
         write_jsonl(self._path, [row for row in self.all() if step and row["step"] <= step])
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write one measurement."""
-        write_jsonl(self._path, [*self.all(), row])
+        """Write one measurement; training that went back measures anew."""
+        write_jsonl(self._path, [*(other for other in self.all() if other["step"] < row["step"]), row])
 
     def all(self) -> list[dict[str, Any]]:
         """Return them in order."""
@@ -88,7 +85,7 @@ class Rows:
 
 
 class Watch:
-    """Measures when it is called, at the moments that a recipe names (herd/stages/look.py)."""
+    """Measures at the moments that a recipe names."""
 
     def __init__(
         self,
@@ -97,24 +94,44 @@ class Watch:
         model: Transformer,
         *,
         config: WatchConfig,
+        steps: int,
         chat: bool = False,
     ) -> None:
+        self._context, self._key, self._model, self._config, self._chat = context, key, model, config, chat
+        self._moments = config.moments(steps)
         self._rows = Rows(context.run, "watch", key)
+
+    @cached_property
+    def _examiner(self) -> Examiner:
+        # made where it is first asked: of several processes only one measures
+        config = self._config
         documents = config.documents if config.heldout else 0
-        self._examine = Examiner(
-            context, model, key, documents=documents, tasks=config.tasks, items=config.items, chat=chat
-        )
+        what = {"documents": documents, "tasks": config.tasks, "items": config.items}
+        return Examiner(self._context, self._model, self._key, chat=self._chat, **what)
 
     def begin(self, step: int) -> None:
         """Take note that training begins at this step."""
         self._rows.begin(step)
 
+    def due(self, step: int) -> bool:
+        """Say whether this step is one to measure at."""
+        return step in self._moments
+
     def __call__(self, state: State) -> None:
-        self._rows.add({"step": state.step, "tokens": state.tokens, **self._examine()})
+        self._rows.add({"step": state.step, "tokens": state.tokens, **self._examiner()})
 
     def facts(self) -> dict[str, Any]:
         """Return what was measured, by step."""
         return by_step(self._rows.all())
+
+
+def watch_of(
+    context: Context, key: str, model: Transformer, config: WatchConfig | None, *, steps: int, chat: bool = False
+) -> Watch | None:
+    """Return the watch that a training section asks for, if it asks for one."""
+    if config is None or not (config.heldout or config.tasks):
+        return None
+    return Watch(context, key, model, config=config, steps=steps, chat=chat)
 
 
 def by_step(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
