@@ -160,7 +160,7 @@ def lay_out(shape: ModelConfig, config: ParallelConfig, *, device: torch.device,
 def _laid_out(model: Transformer, mesh: Mesh, dtype: torch.dtype, *, piped: bool) -> nn.Module:
     """Make a model, or a stage, one rank's part; return what runs it."""
     if mesh.config.tp > 1:
-        tensor_parallel(model, mesh.root["tp"])
+        tensor_parallel(model, mesh.heads)
     for i in own(model):
         recompute(model.layers[i], mesh.config.recompute)
         if mesh.config.compile:
