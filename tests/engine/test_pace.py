@@ -149,6 +149,13 @@ def test_drafting_stops_when_plain_rounds_become_cheaper() -> None:
     assert not any(drafted(World(0.8, row=0.05, draft=0.9, base=1.0).play(pace, 600))[-200:])
 
 
+def test_a_bad_moment_ends_drafting_that_wins_only_for_a_moment() -> None:
+    pace = Pace()
+    World(0.95, row=0.01, draft=0.1).play(pace, 300)
+    assert None in World(0.0, row=0.01, draft=0.1).play(pace, 400)
+    assert sum(drafted(World(0.95, row=0.01, draft=0.1).play(pace, 100))) > 100
+
+
 def test_a_drafter_as_large_as_the_model_is_not_tried() -> None:
     world = World(0.95, row=0.01, draft=1.0)
     assert not any(drafted(world.play(Pace(share=1.0), 2000)))
