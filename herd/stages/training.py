@@ -22,6 +22,7 @@ from herd.model.weights import load_model, open_source
 from herd.parallel.config import ParallelConfig
 from herd.parallel.weights import Gathered
 from herd.parallel.worker import Alone, Worker, spread
+from herd.runtime.allocator import keep_freed_memory
 from herd.runtime.device import peak_memory_bytes
 from herd.runtime.power import EnergyMeter
 from herd.runtime.process import grouped, leads
@@ -136,6 +137,8 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
     Every process of the run comes here together; the first one writes.
     """
     machine, recipe, config = context.machine, context.recipe, start.config
+    if machine.device.type == "cpu":
+        keep_freed_memory()
     energy = EnergyMeter(machine.device)
     attempt = context.attempts.current
     assert attempt is not None, "a stage trains within an attempt"
