@@ -47,9 +47,10 @@ class Durable:
     ) -> None:
         self._checkpoints, self._optimizer, self._feed, self._metrics = checkpoints, optimizer, feed, metrics
         self._faults, self._attempt = faults, attempt
-        self._spikes, self._skips = SpikeWatch(faults), Skips(checkpoints.folder)
         self._votes = Votes()
+        self._spikes, self._skips = SpikeWatch(faults, agree=self._votes.any), Skips(checkpoints.folder)
         self._last_save, self._last_step, self._skipped = time.perf_counter(), 0, 0
+        self._asked = False
 
     @property
     def skips(self) -> Sequence[Skip]:
@@ -156,7 +157,12 @@ class Durable:
         """Save where it is time, and stop where a signal said so. Never at the last step: the model folder follows."""
         if state.step == steps:
             return
-        save, stop = self._votes.cast(save=leads() and self._due(state.step), stop=bool(self._attempt.stop.asked))
+        # steps are the same on all ranks, clocks are not: the first one's counts, and it asks once
+        late = leads() and not self._asked and self._late()
+        self._asked = self._asked or late
+        save, stop = self._votes.cast(save=late, stop=bool(self._attempt.stop.asked))
+        every = self._checkpoints.config.steps
+        save = save or (every is not None and state.step - self._last_step >= every)
         if save or stop:
             self.save(state)
         if stop:
@@ -167,10 +173,9 @@ class Durable:
                 f"{asked}: saved at step {state.step} of {steps} and stopped; the same command goes on from there"
             )
 
-    def _due(self, step: int) -> bool:
-        config = self._checkpoints.config
-        seconds = config.seconds is not None and time.perf_counter() - self._last_save >= config.seconds
-        return seconds or (config.steps is not None and step - self._last_step >= config.steps)
+    def _late(self) -> bool:
+        seconds = self._checkpoints.config.seconds
+        return seconds is not None and time.perf_counter() - self._last_save >= seconds
 
     def save(self, state: State) -> None:
         """Begin to write a checkpoint of now."""
@@ -180,7 +185,7 @@ class Durable:
             self._metrics.flush()
             places = {"feed": self._feed.state(), "spikes": self._spikes.state()}
             self._checkpoints.save(state, self._optimizer, places)
-        self._last_save, self._last_step = time.perf_counter(), state.step
+        self._last_save, self._last_step, self._asked = time.perf_counter(), state.step, False
 
     def _go_back(self, error: Diverged) -> State:
         """Return to the newest checkpoint, with the feed where it is. Raises Diverged where that is not to be done."""
