@@ -17,6 +17,10 @@ def main() -> None:
         sys.exit(2)
     except Stopped as stopped:
         say(f"herd: {stopped}")
+        if world().size > 1:
+            from herd.runtime.process import end
+
+            end(stopped.status)
         raise
     except KeyboardInterrupt:
         say("herd: stopped; the same command goes on from here")

@@ -45,7 +45,7 @@ def begin(device: torch.device, *, minutes: float = _MINUTES) -> World:
     return found
 
 
-def end() -> None:
+def end(status: int = 0) -> None:
     """Leave the group and, where there was one, the process: threads of gloo may abort one that ends the usual way."""
     if not grouped():
         return
@@ -53,7 +53,7 @@ def end() -> None:
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def first_to_fail() -> bool:

@@ -28,26 +28,6 @@ class OptimConfig(Section):
     average_share: float = 0.5
 
 
-class WatchConfig(Section):
-    """What is measured while a section trains, through the engine with the trainer's own weights.
-
-    every: steps between two measurements, or below 1 a share of the training; the last step is always measured.
-    tasks: names as on the card, of which the first `items` are asked. heldout: bits per byte of every language, on its
-    first `documents` held-out documents.
-    """
-
-    every: int | float = Field(0.25, gt=0)
-    heldout: bool = True
-    documents: int = Field(12, ge=1)
-    tasks: tuple[str, ...] = ()
-    items: int = Field(40, ge=1)
-
-    def moments(self, steps: int) -> frozenset[int]:
-        """Return the steps after which to measure."""
-        between = max(1.0, self.every if self.every >= 1 else self.every * steps)
-        return frozenset(int(between * n) for n in range(1, math.floor(steps / between) + 1)) | {steps}
-
-
 class RampConfig(Section):
     """A phase of a training before its last: `context` and `batch_tokens` until so many tokens have been shown."""
 
@@ -75,6 +55,26 @@ class Phase:
     rows: int
     context: int
     accumulate: int
+
+
+class WatchConfig(Section):
+    """What is measured while a section trains, through the engine with the trainer's own weights.
+
+    every: steps between two measurements, or below 1 a share of the training; the last step is always measured.
+    tasks: names as on the card, of which the first `items` are asked. heldout: bits per byte of every language, on its
+    first `documents` held-out documents.
+    """
+
+    every: int | float = Field(0.25, gt=0)
+    heldout: bool = True
+    documents: int = Field(12, ge=1)
+    tasks: tuple[str, ...] = ()
+    items: int = Field(40, ge=1)
+
+    def moments(self, steps: int) -> frozenset[int]:
+        """Return the steps after which to measure."""
+        between = max(1.0, self.every if self.every >= 1 else self.every * steps)
+        return frozenset(int(between * n) for n in range(1, math.floor(steps / between) + 1)) | {steps}
 
 
 class TrainConfig(Section):

@@ -7,7 +7,9 @@ restore the newest whole checkpoint, or begin -> fit -> ended
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
 
 from herd.model.transformer import Transformer
 from herd.parallel.worker import Worker
@@ -25,6 +27,9 @@ from herd.train.objective import Objective
 from herd.train.optim import Diverged, Optimizer
 from herd.train.spikes import Skip, Skips, Spike, SpikeWatch
 from herd.train.votes import Votes
+from herd.train.watchdog import Watchdog
+
+_PATIENCE = 20.0  # seconds that a checkpoint is waited for after an error
 
 
 class Durable:
@@ -50,6 +55,11 @@ class Durable:
     def skips(self) -> Sequence[Skip]:
         """The batches that were left out, by where and why."""
         return self._skips.made
+
+    @property
+    def clock(self) -> Clock:
+        """What the attempt's time is spent on."""
+        return self._attempt.clock
 
     def resume(self, *, begin: Callable[[], object] = lambda: None) -> State:
         """Take up the newest whole checkpoint and return where it stands; where there is none, call `begin` first."""
@@ -83,10 +93,20 @@ class Durable:
         Raises Stopped after a signal, when the state is saved; Diverged on a spike that the recipe doesn't skip.
         """
         self._attempt.stop.defer()
+        watchdog = Watchdog(self._attempt.heart, self._faults, ranks=self._attempt.ranks)
+        self._attempt.heart.watch = watchdog
         if self._faults.on_spike == "skip" and state.step == 0:
             self.save(state)  # there must be something to go back to
         looks = [_timed(look, self._attempt.clock) for look in looks]
-        after = (self._done, self._spikes, self._metrics, *looks, lambda now: self._keep(now, steps), *hooks)
+        after = (
+            self._done,
+            self._spikes,
+            self._metrics,
+            *looks,
+            lambda now: self._keep(now, steps),
+            lambda now: self._name_slow(watchdog, now),
+            *hooks,
+        )
         feed = _Timed(self._feed, self._attempt.clock)
         while True:
             try:
@@ -106,16 +126,31 @@ class Durable:
                 self._metrics.flush()
                 return final
 
-    def close(self) -> None:
-        """Wait for what is being written, and let go of threads and groups."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for what is being written; after an error not for long, since other ranks may be gone."""
         with self._attempt.clock.spending("checkpoint"):
-            self._votes.close()
-            self._checkpoints.close()
+            if kind is None:
+                self._votes.close()
+                self._checkpoints.close()
+            else:
+                with suppress(Exception):
+                    self._checkpoints.wait(seconds=_PATIENCE)
 
     def _done(self, state: State) -> None:
         self._attempt.clock.stepped(state.step)
         if self._skipped:
             state.figures["skipped_steps"], self._skipped = float(self._skipped), 0
+
+    def _name_slow(self, watchdog: Watchdog, state: State) -> None:
+        while not watchdog.slow.empty():
+            rank, factor = watchdog.slow.get()
+            why = f"rank {rank} of {self._attempt.ranks} takes {factor:.1f} times as long as the others"
+            self._attempt.tell("slow rank", {"at": state.step, "why": why})
 
     def _keep(self, state: State, steps: int) -> None:
         """Save where it is time, and stop where a signal said so. Never at the last step: the model folder follows."""
