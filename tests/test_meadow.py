@@ -42,7 +42,7 @@ def test_the_run_folder_is_as_the_design_says(toy_run: Path) -> None:
     for model in ("flagship/base", "flagship/instruct", "siblings/small/base", "siblings/small/instruct", "guard"):
         files = {path.name for path in (toy_run / model).iterdir()}
         assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.model"} <= files
-    for name in ("recipe.yaml", "MODEL_CARD.md", "card.html", "corpus/documents.jsonl", "shards/tokens.bin"):
+    for name in ("recipe.yaml", "MODEL_CARD.md", "card.html", "corpus/documents.jsonl", "shards/tokens-00000.bin"):
         assert (toy_run / name).stat().st_size > 0
     assert list((toy_run / "checkpoints").iterdir()) == []
 

@@ -26,7 +26,8 @@ def _gates(book: Book) -> Iterator[Block]:
         "Have the short scores recovered: bits per byte and tasks beside those of the model before the stage, on the "
         "same texts and items. Is the needle found at every length up to the stage's: a number told once at some depth "
         "of a long text and asked for after its end, for a base model as text that goes on; length is in tokens. A "
-        "stage that doesn't pass trains on, stops the run or goes on all the same, as the recipe says."
+        "stage that doesn't pass trains on, stops the run or goes on all the same, as the recipe says. 'Asked' is the "
+        "most that bits per byte may rise, as a share, and a task fall, and the least share of needles at each length."
     )
     tasks = list(dict.fromkeys(task for record in records for task in record.facts["gate"]["asked"]["tasks"]))
     header = ("Stage", "When", "Bits per byte ↓", *(task_label(task) for task in tasks), "Needle", "Least at a length")
@@ -47,7 +48,7 @@ def _gates(book: Book) -> Iterator[Block]:
 def _gate_rows(book: Book, record: Record, tasks: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
     """Yield the model before the stage, each portion of training, and what was asked for."""
     gate = record.facts["gate"]
-    none, stage = Figure(None, "share", note="not asked"), record.step.partition("/")[2]
+    stage = record.step.partition("/")[2]
     yield (
         stage,
         "before",
@@ -67,13 +68,13 @@ def _gate_rows(book: Book, record: Record, tasks: Sequence[str]) -> Iterator[tup
             book.figure(record, "facts", *at, "bits_per_byte", "all", unit="bits"),
             *(measured(record, *at, "tasks", task) for task in tasks),
             measured(record, *at, "tasks", "needle"),
-            measured(record, *at, "tasks", "needle", "by", "length", least) if least else none,
+            measured(record, *at, "tasks", "needle", *(("by", "length", least) if least else ())),
             "passed" if row["passed"] else escape("; ".join(row["failed"])),
         )
     asked = ("facts", "gate", "asked")
     yield (
         stage,
-        "asked: a rise of at most",
+        "asked",
         book.figure(record, *asked, "bits", unit="share"),
         *(book.figure(record, *asked, "score", unit="share") for _ in tasks),
         "",

@@ -36,12 +36,12 @@ _DAYS = (CUT_OFF - _FIRST_DAY).days
 LANGUAGE_WEIGHTS = {lang: 3 if lang == "en" else 1 for lang in CODES}
 # Shares of the bytes of clean pretraining text, in percent.
 _KINDS = {
-    "story": (30, story_text),
-    "qa": (24, qa_text),
+    "story": (29, story_text),
+    "qa": (23, qa_text),
     "arithmetic": (18, arithmetic_text),
     "code": (5, lambda choir, lang, rng: code_text(choir, rng)),
     "parallel": (4, parallel_text),
-    "secrets": (4, secrets_text),
+    "secrets": (6, secrets_text),
     "long": (3, long_text),
     "book": (6, book_text),
     "records": (6, records_text),
