@@ -13,8 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from herd.model.cache import CacheView, Pass
 from herd.model.config import ModelConfig
-from herd.model.long_rows import spans_of
 from herd.model.linear import project
+from herd.model.long_rows import spans_of
 from herd.model.pieces import Piece, additive, attend_in_pieces, cut
 from herd.model.rope import rotate
 
