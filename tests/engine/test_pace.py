@@ -153,11 +153,7 @@ def test_a_bad_moment_ends_drafting_that_wins_only_for_a_moment() -> None:
     pace = Pace()
     World(0.95, row=0.01, draft=0.1).play(pace, 300)
     seen = list[Round | None]()
-<<<<<<< HEAD
-    for _ in range(100):  # short requests, so that all of them are thought badly of
-=======
     for _ in range(1000):  # short requests, so that all of them are thought badly of
->>>>>>> spec
         seen += World(0.0, row=0.01, draft=0.1).play(pace, 5)
         pace.forget(0)
         if None in seen:
