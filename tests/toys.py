@@ -80,12 +80,16 @@ def optim(**changes: float | int | str) -> OptimConfig:
 
 
 def attempt(
-    folder: Path, tell: Callable[[str, Mapping[str, Any]], None] = lambda event, facts: None, **heart: Any
+    folder: Path,
+    tell: Callable[[str, Mapping[str, Any]], None] = lambda event, facts: None,
+    *,
+    ranks: int = 1,
+    **heart: Any,
 ) -> Attempt:
     """Return an attempt at a step of a run whose heart doesn't beat by itself."""
     (folder / "attempts").mkdir(parents=True, exist_ok=True)
     start = Record("r0001", "start", "pretrain")
-    return Attempt(start, Heart(folder / "attempts", start.id, Clock(), **heart), StopSignals(), tell)
+    return Attempt(start, Heart(folder / "attempts", start.id, Clock(), **heart), StopSignals(), tell, ranks)
 
 
 def byte_tokenizer() -> Tokenizer:

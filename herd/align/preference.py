@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from herd.align.dialogs import Pair
@@ -69,7 +70,10 @@ def answer_logprobs(model: Transformer, batch: Batch) -> Tensor:
     """Return log p of each target [rows, t], 0 where the weight is 0."""
     hidden = model(batch.tokens, positions=batch.positions, documents=batch.documents)
     places = batch.weights.flatten().nonzero().squeeze(1)
-    scores = model.logits(hidden.flatten(0, 1)[places]).float().log_softmax(-1)
+    scores = model.logits(hidden.flatten(0, 1)[places])
+    if isinstance(scores, DTensor):  # tensor parallel: answers are short, so all of the vocabulary is gathered
+        scores = scores.full_tensor()
+    scores = scores.float().log_softmax(-1)
     chosen = scores.gather(1, batch.targets.flatten()[places].unsqueeze(1)).squeeze(1)
     flat = torch.zeros(batch.tokens.numel(), dtype=torch.float32, device=hidden.device)
     return flat.scatter(0, places, chosen).view_as(batch.tokens)

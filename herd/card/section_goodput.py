@@ -14,8 +14,9 @@ _TEXT = (
     "what stands above; **lost to restart** had to be done again, because an attempt ended after its last checkpoint "
     "or went back to an earlier one; **checkpoint** waited for training state or a model folder to be written; "
     "**evaluation** scored held-out text while training; **data wait** waited for batches; **start-up** loaded, built "
-    "and warmed up; **idle** hung. A killed attempt counts up to its last heartbeat, at most about a second before its "
-    "end. With several devices each part is their mean, so that nothing counts twice."
+    "and warmed up; **idle** hung, or waited for a restart or for the one process that a step needs. A killed attempt "
+    "counts up to its last heartbeat, at most about a second before its end. With several devices each part is their "
+    "mean, so that nothing counts twice."
 )
 
 

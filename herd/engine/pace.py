@@ -11,7 +11,8 @@ rounds take what they took, drafting loses at most
 
     1 % of the time + 4 plain rounds + what one round lost, for each kind of batch (1, 2, 3-4, 5-8 ... sequences)
 
-against never drafting at all. No clock here: whoever has one tells what it showed.
+against never drafting at all. The 4 are granted only until one kind has lost them; then others earn theirs first.
+No clock here: whoever has one tells what it showed.
 """
 
 from collections import deque
@@ -29,7 +30,7 @@ _SHARE = 0.01  # of the time: what drafting may lose
 _FIRST, _MOST = 4.0, 256.0  # plain rounds that a trial may lose: the first one, and any
 _ODD = 64.0  # plain rounds that one round can lose; more was other work on the machine
 _LOOK = 5  # plain rounds that are measured before a trial
-_CHECK = 32  # rounds of drafting after which a plain one is measured again
+_CHECK = 32  # rounds of drafting after which a plain one is measured again, or of rest after a trial that has won
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,27 @@ class Batch:
     def __init__(self) -> None:
         self.allowance = self._trial = _FIRST
         self._begin(0)
+        self.fresh = True  # nothing was tried, nor put off
 
     def _begin(self, rest: int) -> None:
         self.wait = rest + _LOOK  # rounds until drafts are tried; the last ones are measured
-        self.rounds = 0  # since then
+        self.rounds, self.fresh = 0, False  # rounds since then
         self.plain, self._passes = Cost(), Cost()
         self._more: dict[int, Cost] = {}
 
-    def rest(self) -> None:
-        """Stop drafting until plain rounds have paid for what was lost too much, and for a longer trial."""
-        self._trial = min(_MOST, 2 * self._trial)
+    def earn(self) -> None:
+        """Rest until plain rounds have paid for what was lost too much, and for the next trial."""
         self._begin(ceil((self._trial - min(0.0, self.allowance)) / _SHARE))
         self.allowance = self._trial
+
+    def rest(self) -> None:
+        """End a trial; the next one may lose twice as much. After one that has won it comes soon, a few times over."""
+        if self.allowance > self._trial:
+            self.allowance /= 2
+            self._begin(_CHECK)
+        else:
+            self._trial = min(_MOST, 2 * self._trial)
+            self.earn()
 
     def note(self, seen: Round) -> None:
         """Take note of a round."""
@@ -139,6 +149,7 @@ class Pace:
         self._batches: dict[int, Batch] = {}  # by the number of sequences, in powers of two
         self._all = _unknown()
         self._own: dict[int, Acceptance] = {}
+        self._lost = False  # whether any trial has
 
     def rests(self, sequences: int) -> bool:
         """Say whether a round of so many sequences is neither drafted nor measured; it is counted then."""
@@ -192,7 +203,11 @@ class Pace:
         return self._all.hits / self._all.tries
 
     def _rest(self, batch: Batch) -> None:
+        self._lost |= batch.allowance < 0
         batch.rest()
+        for other in self._batches.values():
+            if self._lost and other.fresh:
+                other.earn()
         self._all = _unknown()
         self._own.clear()
 
@@ -213,7 +228,12 @@ class Pace:
         return {handle: _reach(chance, best) for handle, chance in chances.items()}
 
     def _batch(self, sequences: int) -> Batch:
-        return self._batches.setdefault((sequences - 1).bit_length(), Batch())
+        kind = (sequences - 1).bit_length()
+        if kind not in self._batches:
+            self._batches[kind] = Batch()
+            if self._lost:
+                self._batches[kind].earn()
+        return self._batches[kind]
 
 
 def _unknown() -> Acceptance:

@@ -45,6 +45,7 @@ class Speculation:
         self._drafter, self._length, self._clock = drafter, length, clock
         self._pace = Pace(share=share)
         self._watched: _Watched | None = None
+        self._begun = False
         self.drafted = self.accepted = self.rounds = 0
 
     def extend(self, shares: list[Share], scheduler: Scheduler, capacity: int) -> list[Share]:
@@ -92,7 +93,9 @@ class Speculation:
                     each.drafted += len(share.drafted)
                     each.accepted += hits
                     each.rounds += 1
-        if self._length is None:
+        # the drafter's first round packs its weights and makes its kernels, once
+        begun, self._begun = self._begun, self._begun or watched.drafting > 0
+        if self._length is None and self._begun == begun:
             rows = sum(share.count for share in shares)
             tokens = sum(len(sequence.tokens) for sequence in watched.sequences) - watched.said
             model, beside = ended - watched.began, watched.beside + self._clock() - ended

@@ -6,18 +6,19 @@ The head is a separate call, `logits(hidden)`: chunked losses, distillation, rew
 each take only the rows they need.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from herd.model.attention import Attention, Reach, Step, bias_of, document_mask
+from herd.model.attention import Attention, Bias, Reach, Step, bias_of, rows_bias
 from herd.model.cache import CacheView, Pass
 from herd.model.config import ModelConfig
 from herd.model.fresh import draw
+from herd.model.linear import project
 from herd.model.norm import RMSNorm
 from herd.model.rope import inverse_frequencies, rotation_table
+from herd.model.swiglu import gate
 
 
 class FeedForward(nn.Module):
@@ -34,7 +35,7 @@ class FeedForward(nn.Module):
         """Return [b, t, e]."""
         if self.joined is not None and not torch.is_grad_enabled():
             return self.w2(self.joined(x_bte))
-        return self.w2(F.silu(self.w1(x_bte)) * self.w3(x_bte))
+        return project(gate(*project(x_bte, self.w1, self.w3)), self.w2)[0]
 
 
 class Block(nn.Module):
@@ -86,14 +87,12 @@ class Transformer(nn.Module):
         if positions is None:
             plain = torch.arange(tokens_bt.shape[1], device=tokens_bt.device).expand_as(tokens_bt)
             positions = plain if cache is None else cache.positions
-        seen: Sequence[Tensor | Reach | None] = [documents]
-        if isinstance(documents, Tensor):
-            seen = [document_mask(documents)]
-        if cache is not None:
-            seen = [group.mask for group in cache.groups] if isinstance(cache, CacheView) else []
         x_bte = self.tok_embeddings(tokens_bt)
-        biases = tuple(bias_of(mask, x_bte.dtype) if isinstance(mask, Tensor) else mask for mask in seen)
-        step = Step(*rotation_table(self.frequencies, positions), biases, cache)
+        biases: list[Bias] = [rows_bias(documents, x_bte.dtype) if isinstance(documents, Tensor) else documents]
+        if cache is not None:
+            groups = cache.groups if isinstance(cache, CacheView) else []
+            biases = [None if group.mask is None else bias_of(group.mask, x_bte.dtype) for group in groups]
+        step = Step(*rotation_table(self.frequencies, positions), tuple(biases), cache)
         for layer in self.layers:
             x_bte = layer(x_bte, step)
         return self.norm(x_bte)

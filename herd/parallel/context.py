@@ -43,9 +43,9 @@ class GatheredKeys:
         causal = mine.unsqueeze(1) >= order.unsqueeze(0)
         return cls(group, bias_of((same & causal).unsqueeze(1), dtype))
 
-    def attend(self, q_bhtd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> Tensor:
+    def attend(self, q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor) -> Tensor:
         """Return attention [b, h, t, d]; the gradients of keys and values go back to the ranks that hold them."""
-        both_2bhsd = _AllGather.apply(torch.stack((k_bhtd, v_bhtd)), self.group)
+        both_2bhsd = _AllGather.apply(torch.stack((k_bhsd, v_bhsd)), self.group)
         return attend(q_bhtd, both_2bhsd[0], both_2bhsd[1], self.bias)
 
 

@@ -32,12 +32,11 @@ def rows_of(batch: Any, mesh: Mesh, dtype: torch.dtype) -> Rows:
     return Rows(batch, batch.positions, batch.documents)
 
 
-def alike(batches: Sequence[Any]) -> list[Any]:
-    """Return batches with empty positions and rows added, so that all have the shape of the largest."""
-    rows = max(batch.tokens.shape[0] for batch in batches)
-    length = max(batch.tokens.shape[1] for batch in batches)
-    assert all(batch.tokens.shape[0] == rows for batch in batches), "micro-batches of a step have the same rows"
-    return [_lengthened(batch, length) for batch in batches]
+def alike(batches: Sequence[Any], mesh: Mesh) -> list[Any]:
+    """Return batches with empty positions added, so that all are as long as the longest and can be divided."""
+    piece = mesh.config.tp * (2 * mesh.config.cp if mesh.config.cp > 1 else 1)
+    longest = max(batch.tokens.shape[1] for batch in batches)
+    return [_lengthened(batch, longest + -longest % piece) for batch in batches]
 
 
 def _lengthened(batch: Any, length: int) -> Any:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from herd.base.errors import ConfigError
 from herd.model.config import ModelConfig
 from herd.model.source import Source
 from herd.model.transformer import Transformer
 from herd.parallel.config import ParallelConfig, layers_of, stages_of
+from herd.parallel.float8 import to_float8
 from herd.parallel.mesh import Mesh
 from herd.parallel.pipeline import Pipeline, StageModel
 from herd.parallel.recompute import recompute
@@ -100,7 +102,8 @@ class Sharded:
             # gradients are summed over ranks once a step
             self.model.set_requires_gradient_sync(last)
             self.model.set_is_last_backward(last)
-            losses.append(_backward(loss_of(self.model, rows_of(batch, self.mesh, self._dtype).batch)))
+            whole = alike([batch], self.mesh)[0]
+            losses.append(_backward(loss_of(self.model, rows_of(whole, self.mesh, self._dtype).batch)))
         return losses
 
 
@@ -125,7 +128,7 @@ class Piped:
         return (named for _, stage in self._stages for named in stage.part.named_parameters())
 
     def backward(self, loss_of: Summed, batches: Sequence[Any]) -> list[Any]:
-        rows = [rows_of(batch, self.mesh, self._dtype) for batch in alike(batches)]
+        rows = [rows_of(batch, self.mesh, self._dtype) for batch in alike(batches, self.mesh)]
         return self._pipeline.run(loss_of, rows, dtype=self._dtype)
 
 
@@ -139,8 +142,10 @@ def spread(source: Source, config: ParallelConfig, *, device: torch.device, dtyp
 def lay_out(shape: ModelConfig, config: ParallelConfig, *, device: torch.device, dtype: torch.dtype) -> Worker:
     """Make this rank's part of a model, which has no memory yet (`fill` gives it some).
 
-    Order matters: stages, tensor parallel, recompute, compile, shards; then memory is given and filled.
+    Order matters: stages, float8, tensor parallel, recompute, compile, shards; then memory is given and filled.
     """
+    if config.offload and device.type != "cuda":
+        raise ConfigError("parallel.offload: this device's memory is the host's already; leave it out")
     mesh = Mesh.of(config, device)
     count = config.stages
     made: list[tuple[int, StageModel]] = []
@@ -159,8 +164,10 @@ def lay_out(shape: ModelConfig, config: ParallelConfig, *, device: torch.device,
 
 def _laid_out(model: Transformer, mesh: Mesh, dtype: torch.dtype, *, piped: bool) -> nn.Module:
     """Make a model, or a stage, one rank's part; return what runs it."""
+    if mesh.config.float8:
+        to_float8(model, torch.device(mesh.root.device_type))
     if mesh.config.tp > 1:
-        tensor_parallel(model, mesh.root["tp"])
+        tensor_parallel(model, mesh.heads)
     for i in own(model):
         recompute(model.layers[i], mesh.config.recompute)
         if mesh.config.compile:

@@ -45,7 +45,7 @@ def begin(device: torch.device, *, minutes: float = _MINUTES) -> World:
     return found
 
 
-def end() -> None:
+def end(status: int = 0) -> None:
     """Leave the group and, where there was one, the process: threads of gloo may abort one that ends the usual way."""
     if not grouped():
         return
@@ -53,12 +53,28 @@ def end() -> None:
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
+
+
+def first_to_fail() -> bool:
+    """Say whether this rank is the first that fails: the others then fail because of it, and need not say so."""
+    if not grouped():
+        return world().leads  # what goes wrong so early goes wrong everywhere
+    try:
+        return dist.distributed_c10d._get_default_store().add("failed", 1) == 1
+    except (RuntimeError, ValueError):
+        return True  # whoever held the store is gone, and nobody else may have spoken
 
 
 def grouped() -> bool:
     """Say whether this process is one of several."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def meet() -> None:
+    """Wait until all ranks are here."""
+    if grouped():
+        dist.barrier()
 
 
 def leads() -> bool:

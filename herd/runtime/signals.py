@@ -27,12 +27,21 @@ _WATCHED = (signal.SIGTERM, signal.SIGUSR1)
 class Stopped(SystemExit):
     """The process was told to stop and did; the same command goes on from here. Its exit status is 75."""
 
+    status = EXIT_STOPPED
+
     def __init__(self, why: str) -> None:
-        super().__init__(EXIT_STOPPED)
+        super().__init__(self.status)
         self.why = why
 
     def __str__(self) -> str:
         return self.why
+
+
+class Hung(SystemExit):
+    """The run hung and its watchdog has said so; the same command goes on from the last checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_HUNG)
 
 
 class StopSignals:

@@ -14,7 +14,8 @@ from herd.distill.prune import measure, prune
 from herd.distill.teacher import teacher_cache
 from herd.model.config import ModelConfig
 from herd.model.source import Source, WeightsSource
-from herd.stages.pretrain import batches_of, shard_feed
+from herd.stages.meshes import batches_of
+from herd.stages.pretrain import shard_feed
 from herd.stages.step import Context, Outcome
 from herd.stages.training import Plan, fresh_weights, train, trained_model
 from herd.tokenizer.shards import TokenShards
@@ -51,7 +52,7 @@ def run(context: Context, key: str) -> Outcome:
         **how,
         **({"teacher": "flagship/base", "top_k": section.top_k, "share": section.share} if way == "distil" else {}),
     }
-    plan = Plan(objective, feed, section.optim, section.steps, mesh, section.accumulate, about)
+    plan = Plan(objective, feed, section.optim, section.steps, mesh, section.accumulate, about, section.watch)
     return train(context, key, start, plan, output=f"siblings/{name}/{'base' if way == 'distil' else 'alone'}")
 
 

@@ -6,8 +6,10 @@ from herd.model.config import ModelConfig
 from herd.parallel.config import ParallelConfig, check
 from herd.plan.cards import card_of
 from herd.plan.search import auto
+from herd.runtime.device import set_up
 from herd.runtime.world import world
-from herd.stages.recipe import Recipe
+from herd.stages.recipe import DpoConfig, EpochConfig, Recipe
+from herd.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,42 @@ class Batches:
     row_length: int
     accumulate: int = 1
     whole: bool = False
+
+
+def check_meshes(recipe: Recipe, *, ranks: int) -> None:
+    """Refuse, before a process starts, what can't run in so many. Raises ConfigError."""
+    device = set_up(recipe.runtime).name
+    vocab = recipe.tokenizer.vocab_size
+    models = ("flagship", *recipe.siblings)
+    shapes = {name: recipe.model_config_of(name, vocab_size=vocab) for name in models}
+    sections: dict[str, TrainConfig] = {"pretrain": recipe.pretrain, "anneal": recipe.anneal}
+    sections |= {stage.key: stage for stage in recipe.long_context.stages}
+    for key, section in sections.items():
+        if section.steps:
+            mesh_of(recipe, key, shapes["flagship"], batches_of(section), device=device, ranks=ranks)
+    for name in recipe.siblings:
+        mesh_of(recipe, f"distil/{name}", shapes[name], batches_of(recipe.distil), device=device, ranks=ranks)
+    for name, shape in shapes.items():
+        mesh_of(recipe, f"sft/{name}", shape, example_batches(recipe.sft), device=device, ranks=ranks)
+        mesh_of(recipe, f"dpo/{name}", shape, pair_batches(recipe.dpo), device=device, ranks=ranks)
+    guard = shapes[recipe.guard.sibling]
+    mesh_of(recipe, "guard", guard, example_batches(recipe.guard), device=device, ranks=ranks)
+
+
+def batches_of(section: TrainConfig) -> Batches:
+    """Return what a training section runs at once: the fewest rows, the longest ones."""
+    return Batches(min(phase.rows for phase in section.phases), section.context, section.accumulate)
+
+
+def example_batches(section: EpochConfig) -> Batches:
+    """Return what training over examples runs at once."""
+    rows = max(1, section.batch_tokens // section.context // section.accumulate)
+    return Batches(rows, section.context, section.accumulate)
+
+
+def pair_batches(section: DpoConfig) -> Batches:
+    """Return what preference optimisation runs at once. Rows are not cut: a preference is one number over one."""
+    return Batches(section.batch_pairs // section.accumulate, section.context, section.accumulate, whole=True)
 
 
 def mesh_of(

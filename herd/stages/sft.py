@@ -7,7 +7,7 @@ from herd.base.files import read_jsonl
 from herd.base.messages import parse_dialog
 from herd.base.seeds import named_seed
 from herd.model.config import ModelConfig
-from herd.stages.meshes import Batches
+from herd.stages.meshes import example_batches
 from herd.stages.recipe import EpochConfig
 from herd.stages.step import Context, Outcome
 from herd.stages.training import Plan, part_of, train, trained_weights
@@ -37,11 +37,11 @@ def example_plan(
     context: Context, key: str, examples: list[Example], section: EpochConfig, config: ModelConfig
 ) -> Plan:
     """Plan next-token training over examples in memory: as many steps as `epochs` passes take."""
-    rows = max(1, section.batch_tokens // section.context // section.accumulate)
-    mesh = context.mesh(key, config, Batches(rows, section.context, section.accumulate))
+    batches = example_batches(section)
+    mesh = context.mesh(key, config, batches)
     feed = PackedFeed(
         ExampleSource(examples, row_length=section.context),
-        rows=rows,
+        rows=batches.rows,
         row_length=section.context,
         pad_id=context.tokenizer.pad_id,
         seed=named_seed(context.recipe.seed, f"feed/{key}"),
@@ -55,4 +55,5 @@ def example_plan(
         "batch_tokens": section.batch_tokens,
         "seed": context.recipe.seed,
     }
-    return Plan(NextToken(), feed, section.optim, steps, mesh, section.accumulate, about)
+    chat = key != "guard"
+    return Plan(NextToken(), feed, section.optim, steps, mesh, section.accumulate, about, section.watch, chat)

@@ -12,12 +12,16 @@ from herd.train.heart import Heart
 
 @dataclass(frozen=True)
 class Attempt:
-    """start: the attempt's first record. tell: writes an event into the ledger and says it (the first rank does)."""
+    """start: the attempt's first record. tell: writes an event into the ledger and says it (the first rank does).
+
+    ranks: how many processes make the attempt together.
+    """
 
     start: Record
     heart: Heart
     stop: StopSignals
     tell: Callable[[str, Mapping[str, Any]], None]
+    ranks: int = 1
 
     def saved(self, step: int) -> None:
         """Say that a checkpoint is whole, before it can be found: its work is kept whatever happens."""

@@ -13,9 +13,10 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -57,7 +58,6 @@ class Checkpoints:
         self._rank, self._ranks = (dist.get_rank(), dist.get_world_size()) if grouped() else (0, 1)
         # DCP in a thread needs a group of its own: collectives of the loop go on meanwhile
         self._group = dist.new_group(backend="gloo") if grouped() else None
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._number = 0
         # DCP warns that no process group is there, which is what no_dist says; not to be set from a thread
@@ -79,15 +79,24 @@ class Checkpoints:
         }
         copied = BlockingAsyncStager().stage(dict(optimizer.state(state.step)))
         random = _random_state()
-        self._writing = self._writer.submit(self._write, state.step, copied, json.dumps(progress), random)
+        self._writing = writing = Future()
 
-    def wait(self) -> None:
-        """Wait until nothing is being written. Raises RunError where a checkpoint could not be."""
+        def write() -> None:
+            try:
+                writing.set_result(self._write(state.step, copied, json.dumps(progress), random))
+            except BaseException as error:
+                writing.set_exception(error)
+
+        # not one that the interpreter waits for at its end: its ranks may be gone
+        Thread(target=write, name="checkpoint", daemon=True).start()
+
+    def wait(self, *, seconds: float | None = None) -> None:
+        """Wait until nothing is being written, or so long. Raises RunError where a checkpoint could not be."""
         writing, self._writing = self._writing, None
         if writing is None:
             return
         try:
-            writing.result()
+            writing.result(seconds)
         except (OSError, CheckpointException) as error:
             what = " ".join(str(error).split())[:300]
             raise RunError(
@@ -95,14 +104,11 @@ class Checkpoints:
             ) from error
 
     def close(self) -> None:
-        """Wait for what is being written and end the thread. Raises as `wait` does."""
-        try:
-            self.wait()
-        finally:
-            self._writer.shutdown(wait=True)
-            if self._group is not None:
-                dist.destroy_process_group(self._group)
-                self._group = None
+        """Wait for what is being written, and let go of the group. Raises as `wait` does."""
+        self.wait()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
 
     def _write(self, step: int, tensors: dict[str, Any], progress: str, random: dict[str, str]) -> None:
         final = self.folder / f"step-{step:08d}"
@@ -117,8 +123,13 @@ class Checkpoints:
         dcp.save(tensors, checkpoint_id=temporary, process_group=self._group, no_dist=self._group is None)
         self._made(step)
         self._meet()
-        if self._rank:
-            return
+        if self._rank == 0:
+            self._name(temporary, final, progress)
+        self._meet()  # no rank looks for it before it has its name
+        if self._rank == 0:
+            self._prune()
+
+    def _name(self, temporary: Path, final: Path, progress: str) -> None:
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
         write_atomic(temporary / _PROGRESS, json.dumps({**json.loads(progress), "files": files}))
         _sync(temporary)
@@ -126,7 +137,6 @@ class Checkpoints:
             final.rename(self.folder / f".{final.name}.old")
         temporary.rename(final)
         _sync(self.folder)
-        self._prune()
 
     def _meet(self) -> None:
         if self._group is not None:
@@ -155,17 +165,33 @@ class Checkpoints:
         return sorted(path for path in names if _NAME.match(path.name))
 
     def latest(self) -> Path | None:
-        """Return the newest whole checkpoint. Raises RunError, with what differs, when another recipe wrote it."""
+        """Return the newest whole checkpoint, the same on all ranks.
+
+        Raises RunError, with what differs, when another recipe wrote it.
+        """
+        path, wrong = self._first_says(self._latest)
+        if wrong:
+            raise RunError(wrong)
+        return self.folder / path if path else None
+
+    def _latest(self) -> tuple[str, str]:
+        """Return its name, and what is wrong with it."""
         found = self.found()
         if not found:
-            return None
+            return "", ""
         path, progress = found[-1]
         if differs := difference(progress["owner"], self.owner):
-            raise RunError(
+            return path.name, (
                 f"{path}: written by another recipe or from other inputs ({differs}); go back to those, or remove "
                 f"{self.folder} to start anew"
             )
-        return path
+        return path.name, ""
+
+    def _first_says(self, ask: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+        answer = [ask() if self._rank == 0 else None]
+        if self._group is not None:
+            dist.broadcast_object_list(answer, src=0, group=self._group)
+        return answer[0] or ("", "")
 
     def restore(self, path: Path, optimizer: Optimizer) -> tuple[State, dict[str, Any]]:
         """Fill the optimizer (and through it the model) from a checkpoint of any mesh; return the state and places.

@@ -7,7 +7,9 @@ restore the newest whole checkpoint, or begin -> fit -> ended
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
 
 from herd.model.transformer import Transformer
 from herd.parallel.worker import Worker
@@ -25,6 +27,9 @@ from herd.train.objective import Objective
 from herd.train.optim import Diverged, Optimizer
 from herd.train.spikes import Skip, Skips, Spike, SpikeWatch
 from herd.train.votes import Votes
+from herd.train.watchdog import Watchdog
+
+_PATIENCE = 20.0  # seconds that a checkpoint is waited for after an error
 
 
 class Durable:
@@ -42,14 +47,20 @@ class Durable:
     ) -> None:
         self._checkpoints, self._optimizer, self._feed, self._metrics = checkpoints, optimizer, feed, metrics
         self._faults, self._attempt = faults, attempt
-        self._spikes, self._skips = SpikeWatch(faults), Skips(checkpoints.folder)
         self._votes = Votes()
+        self._spikes, self._skips = SpikeWatch(faults, agree=self._votes.any), Skips(checkpoints.folder)
         self._last_save, self._last_step, self._skipped = time.perf_counter(), 0, 0
+        self._asked = False
 
     @property
     def skips(self) -> Sequence[Skip]:
         """The batches that were left out, by where and why."""
         return self._skips.made
+
+    @property
+    def clock(self) -> Clock:
+        """What the attempt's time is spent on."""
+        return self._attempt.clock
 
     def resume(self, *, begin: Callable[[], object] = lambda: None) -> State:
         """Take up the newest whole checkpoint and return where it stands; where there is none, call `begin` first."""
@@ -83,10 +94,20 @@ class Durable:
         Raises Stopped after a signal, when the state is saved; Diverged on a spike that the recipe doesn't skip.
         """
         self._attempt.stop.defer()
+        watchdog = Watchdog(self._attempt.heart, self._faults, ranks=self._attempt.ranks)
+        self._attempt.heart.watch = watchdog
         if self._faults.on_spike == "skip" and state.step == 0:
             self.save(state)  # there must be something to go back to
         looks = [_timed(look, self._attempt.clock) for look in looks]
-        after = (self._done, self._spikes, self._metrics, *looks, lambda now: self._keep(now, steps), *hooks)
+        after = (
+            self._done,
+            self._spikes,
+            self._metrics,
+            *looks,
+            lambda now: self._keep(now, steps),
+            lambda now: self._name_slow(watchdog, now),
+            *hooks,
+        )
         feed = _Timed(self._feed, self._attempt.clock)
         while True:
             try:
@@ -106,22 +127,42 @@ class Durable:
                 self._metrics.flush()
                 return final
 
-    def close(self) -> None:
-        """Wait for what is being written, and let go of threads and groups."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for what is being written; after an error not for long, since other ranks may be gone."""
         with self._attempt.clock.spending("checkpoint"):
-            self._votes.close()
-            self._checkpoints.close()
+            if kind is None:
+                self._votes.close()
+                self._checkpoints.close()
+            else:
+                with suppress(Exception):
+                    self._checkpoints.wait(seconds=_PATIENCE)
 
     def _done(self, state: State) -> None:
         self._attempt.clock.stepped(state.step)
         if self._skipped:
             state.figures["skipped_steps"], self._skipped = float(self._skipped), 0
 
+    def _name_slow(self, watchdog: Watchdog, state: State) -> None:
+        while not watchdog.slow.empty():
+            rank, factor = watchdog.slow.get()
+            why = f"rank {rank} of {self._attempt.ranks} takes {factor:.1f} times as long as the others"
+            self._attempt.tell("slow rank", {"at": state.step, "why": why})
+
     def _keep(self, state: State, steps: int) -> None:
         """Save where it is time, and stop where a signal said so. Never at the last step: the model folder follows."""
         if state.step == steps:
             return
-        save, stop = self._votes.cast(save=leads() and self._due(state.step), stop=bool(self._attempt.stop.asked))
+        # steps are the same on all ranks, clocks are not: the first one's counts, and it asks once
+        late = leads() and not self._asked and self._late()
+        self._asked = self._asked or late
+        save, stop = self._votes.cast(save=late, stop=bool(self._attempt.stop.asked))
+        every = self._checkpoints.config.steps
+        save = save or (every is not None and state.step - self._last_step >= every)
         if save or stop:
             self.save(state)
         if stop:
@@ -132,10 +173,9 @@ class Durable:
                 f"{asked}: saved at step {state.step} of {steps} and stopped; the same command goes on from there"
             )
 
-    def _due(self, step: int) -> bool:
-        config = self._checkpoints.config
-        seconds = config.seconds is not None and time.perf_counter() - self._last_save >= config.seconds
-        return seconds or (config.steps is not None and step - self._last_step >= config.steps)
+    def _late(self) -> bool:
+        seconds = self._checkpoints.config.seconds
+        return seconds is not None and time.perf_counter() - self._last_save >= seconds
 
     def save(self, state: State) -> None:
         """Begin to write a checkpoint of now."""
@@ -145,7 +185,7 @@ class Durable:
             self._metrics.flush()
             places = {"feed": self._feed.state(), "spikes": self._spikes.state()}
             self._checkpoints.save(state, self._optimizer, places)
-        self._last_save, self._last_step = time.perf_counter(), state.step
+        self._last_save, self._last_step, self._asked = time.perf_counter(), state.step, False
 
     def _go_back(self, error: Diverged) -> State:
         """Return to the newest checkpoint, with the feed where it is. Raises Diverged where that is not to be done."""

@@ -9,6 +9,7 @@ those that wait.
 import json
 import os
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,8 @@ from typing import Any
 from herd.train.clock import STEP, Clock
 
 _LOOKS = 20  # a second
+_LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<")
+_HERD = str(Path(__file__).parents[1])
 _WINDOW = 200  # looks that a share is taken of
 
 
@@ -45,7 +48,10 @@ class Beat:
 
 
 class Heart:
-    """Writes this rank's beats while it is entered, and tells `watch` of each (train/watchdog.py)."""
+    """Writes this rank's beats while it is entered, and tells `watch` of each (train/watchdog.py).
+
+    seconds: between beats. window: looks at the main thread that a share of work is taken of.
+    """
 
     def __init__(
         self,
@@ -55,11 +61,13 @@ class Heart:
         *,
         rank: int = 0,
         seconds: float = 1.0,
+        window: int = _WINDOW,
         joules: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.folder, self.attempt, self.clock, self.rank, self.seconds = folder, attempt, clock, rank, seconds
-        self.joules = joules
+        self.joules, self._size = joules, window
         self.watch: Callable[[Beat], None] = lambda beat: None
+        self.ending = threading.Event()  # set while the watchdog ends the process
         self._main = threading.main_thread().ident
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._count, self._window, self._share = 0, 0, 1.0
@@ -76,6 +84,11 @@ class Heart:
         self._stop.set()
         self._thread.join()
         self.beat()
+
+    def wait_for_the_end(self) -> None:
+        """Leave the process to its watchdog, where that is about to end it."""
+        if self.ending.is_set():
+            self._thread.join()
 
     def beat(self, why: str = "") -> Beat:
         """Write a beat now."""
@@ -114,8 +127,8 @@ class Heart:
 
     def _look(self) -> None:
         self._looks.append(not _stands(self._main)[0])
-        if len(self._looks) == _WINDOW:
-            self._share, self._window = sum(self._looks) / _WINDOW, self._window + 1
+        if len(self._looks) == self._size:
+            self._share, self._window = sum(self._looks) / self._size, self._window + 1
             self._looks.clear()
 
 
@@ -130,14 +143,23 @@ def read_beats(folder: Path, attempt: str) -> list[Beat]:
     return beats
 
 
+def last_beat(folder: Path, attempt: str) -> float:
+    """Return when an attempt's last beat was, in seconds since the epoch."""
+    return max(path.stat().st_mtime for path in folder.glob(f"{attempt}-*.json"))
+
+
 def _stands(thread: int | None) -> tuple[bool, str]:
-    """Return whether a thread waits in torch.distributed, and the line of herd's own (or any) that it stands at."""
+    """Return whether a thread waits in torch.distributed, and the line that it stands at, outside of all libraries."""
     frame = sys._current_frames().get(thread or 0)
     if frame is None:
         return False, ""
     innermost = frame
-    while frame.f_back is not None and "/herd/" not in frame.f_code.co_filename:
+    while frame.f_back is not None and _of_a_library(frame.f_code.co_filename):
         frame = frame.f_back
     path = Path(frame.f_code.co_filename)
     at = f"{path.parent.name}/{path.name}:{frame.f_lineno} {frame.f_code.co_name}"
     return f"torch{os.sep}distributed" in innermost.f_code.co_filename, at
+
+
+def _of_a_library(path: str) -> bool:
+    return path.startswith(_LIBRARIES) and not path.startswith(_HERD)

@@ -6,7 +6,7 @@ checkpoints/STEP/skips.json   one row a skip: the step that spiked, the checkpoi
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,23 +30,31 @@ class SpikeWatch:
     the median, so that one spike among the last losses hides no other.
     """
 
-    def __init__(self, config: FaultsConfig) -> None:
-        self._config = config
+    def __init__(self, config: FaultsConfig, *, agree: Callable[[bool], bool] = bool) -> None:
+        """agree: says whether any rank finds a spike. Ranks may know a norm to different last digits."""
+        self._config, self._agree = config, agree
         self._losses: list[float] = []
 
     def __call__(self, state: State) -> None:
-        loss, norm = state.figures["loss"], state.figures.get("grad_norm", 0.0)
+        loss = state.figures["loss"]
+        why = self._wrong(loss, state.figures.get("grad_norm", 0.0))
+        limited = self._config.spike_deviations is not None or self._config.spike_norm is not None
+        if self._agree(bool(why)) if limited else why:
+            raise Spike(f"step {state.step}: {why or 'another rank finds its limit exceeded'}")
+        self._losses = [*self._losses, loss][-self._config.spike_window :]
+
+    def _wrong(self, loss: float, norm: float) -> str:
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Spike(f"step {state.step}: loss {loss:g}, gradient norm {norm:g}")
+            return f"loss {loss:g}, gradient norm {norm:g}"
         limit = self._limit()
         if loss > limit:
-            raise Spike(
-                f"step {state.step}: the loss is {loss:.4g}, over {limit:.4g}, which is "
-                f"{self._config.spike_deviations:g} deviations above the median of the last {len(self._losses)}"
+            return (
+                f"the loss is {loss:.4g}, over {limit:.4g}, which is {self._config.spike_deviations:g} deviations "
+                f"above the median of the last {len(self._losses)}"
             )
         if self._config.spike_norm is not None and norm > self._config.spike_norm:
-            raise Spike(f"step {state.step}: the gradient norm is {norm:.4g}, over {self._config.spike_norm:g}")
-        self._losses = [*self._losses, loss][-self._config.spike_window :]
+            return f"the gradient norm is {norm:.4g}, over {self._config.spike_norm:g}"
+        return ""
 
     def _limit(self) -> float:
         if self._config.spike_deviations is None or len(self._losses) < _FEWEST:

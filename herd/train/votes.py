@@ -29,6 +29,14 @@ class Votes:
         self._pending = (work, votes)
         return answered
 
+    def any(self, mine: bool) -> bool:
+        """Say whether any rank says yes; waits for all."""
+        if self._group is None:
+            return mine
+        vote = torch.tensor(mine, dtype=torch.int32)
+        dist.all_reduce(vote, group=self._group)
+        return bool(vote)
+
     def close(self) -> None:
         """Wait for what was cast last."""
         if self._group is not None:

@@ -52,6 +52,7 @@ class Watchdog:
 
     def _fire(self, limit: float) -> None:
         heart, clock = self._heart, self._heart.clock
+        heart.ending.set()
         what = f"step {clock.step + 1}" if clock.kind in STEP else f"{clock.kind} after step {clock.step}"
         # time for the others to say where they stand, twice: of a rank without life the count stays
         self._wait(2.0)

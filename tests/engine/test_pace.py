@@ -128,6 +128,15 @@ def test_no_world_makes_drafting_lose_more_than_a_hundredth(phases: list[tuple[i
             assert lost[requests] <= 0.01 * rounds[requests] + 4 + worst[requests] + 1e-6
 
 
+def test_what_lost_with_some_batches_is_put_off_with_others() -> None:
+    pace, bad = Pace(), World(0.0, row=0.1, draft=2.0)
+    bad.play(pace, 3, requests=8)  # it was about to be tried
+    assert any(drafted(bad.play(pace, 20)))
+    for requests in (8, 3):
+        assert not any(drafted(bad.play(pace, 400, requests=requests)))
+        assert any(drafted(bad.play(pace, 20, requests=requests)))
+
+
 def test_drafting_starts_again_when_it_begins_to_pay() -> None:
     pace = Pace()
     assert not any(drafted(World(0.0, row=0.01, draft=0.1).play(pace, 500))[-100:])
@@ -138,6 +147,19 @@ def test_drafting_stops_when_plain_rounds_become_cheaper() -> None:
     pace = Pace()
     assert all(drafted(World(0.8, row=0.05, draft=0.9, base=5.0).play(pace, 300))[-20:-10])
     assert not any(drafted(World(0.8, row=0.05, draft=0.9, base=1.0).play(pace, 600))[-200:])
+
+
+def test_a_bad_moment_ends_drafting_that_wins_only_for_a_moment() -> None:
+    pace = Pace()
+    World(0.95, row=0.01, draft=0.1).play(pace, 300)
+    seen = list[Round | None]()
+    for _ in range(1000):  # short requests, so that all of them are thought badly of
+        seen += World(0.0, row=0.01, draft=0.1).play(pace, 5)
+        pace.forget(0)
+        if None in seen:
+            break
+    assert None in seen
+    assert sum(drafted(World(0.95, row=0.01, draft=0.1).play(pace, 100))) > 100
 
 
 def test_a_drafter_as_large_as_the_model_is_not_tried() -> None:

@@ -10,37 +10,79 @@ import socket
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a rank ended: its exit code, what it printed, and what its function returned (None where it didn't)."""
+
+    code: int
+    log: str
+    value: Any
+
+
 def launch(count: int, function: str, *arguments: Any, timeout: float = 240) -> list[Any]:
     """Run 'module:function' of tests/parallel in `count` ranks; a rank that fails raises with its output."""
+    ranks = start(count, function, *arguments, timeout=timeout)
+    if any(rank.code for rank in ranks):
+        logs = [rank.log[-3000:] for rank in ranks if rank.code]
+        raise AssertionError(f"exit codes {[rank.code for rank in ranks]}\n" + "\n---\n".join(logs))
+    return [rank.value for rank in ranks]
+
+
+def start(count: int, function: str, *arguments: Any, timeout: float = 240) -> list[Ended]:
+    """Run 'module:function' of tests/parallel in `count` ranks and return how each ended."""
     from herd.runtime.world import environment
 
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        command = [sys.executable, __file__, function, json.dumps(arguments), folder]
         ranks = []
         for rank in range(count):
-            env = dict(os.environ) | environment(rank, count, address="127.0.0.1", port=port)
-            env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/parallel'}"}
+            env = surroundings() | environment(rank, count, address="127.0.0.1", port=port)
             with Path(folder, f"{rank}.log").open("w") as out:
-                ranks.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT))
+                ranks.append(
+                    subprocess.Popen(
+                        [sys.executable, *command(folder, function, *arguments)],
+                        env=env,
+                        cwd=ROOT,
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
         try:
             codes = [process.wait(timeout) for process in ranks]
         finally:
             for process in ranks:
                 process.kill()
                 process.wait()
-        if any(codes):
-            logs = [Path(folder, f"{rank}.log").read_text()[-3000:] for rank, code in enumerate(codes) if code]
-            raise AssertionError(f"exit codes {codes}\n" + "\n---\n".join(logs))
-        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(count)]
+        logs = [Path(folder, f"{rank}.log").read_text() for rank in range(count)]
+        return [Ended(codes[rank], logs[rank], returned(folder, rank)) for rank in range(count)]
+
+
+def command(folder: str, function: str, *arguments: Any) -> list[str]:
+    """Return what Python is called with to run a rank, which writes what its function returns into `folder`."""
+    return [__file__, function, json.dumps(arguments), folder]
+
+
+def surroundings() -> dict[str, str]:
+    """Return the environment of a rank, without what makes it one."""
+    return dict(os.environ) | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/parallel'}",
+    }
+
+
+def returned(folder: str, rank: int) -> Any:
+    """Return what a rank's function returned, None where it didn't."""
+    path = Path(folder, f"{rank}.json")
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def main() -> None:

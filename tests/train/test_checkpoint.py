@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -95,7 +94,7 @@ class Run:
                 when_killed()
                 raise Killed
 
-        with closing(self.run):
+        with self.run:
             self.run.fit(
                 self.model,
                 objective or Drawing(),
@@ -193,7 +192,7 @@ def test_a_checkpoint_that_lacks_a_file_or_a_byte_is_passed_over(tmp_path: Path)
             again = Run(tmp_path)
             assert again.state.step == 3, f"{name} was damaged and its checkpoint taken"
             assert again.told == [("torn checkpoint", "step-00000005")]
-            again.run.close()
+            again.checkpoints.close()
 
 
 def test_a_save_killed_between_any_two_operations_leaves_whole_checkpoints_only(tmp_path: Path) -> None:
@@ -211,7 +210,7 @@ def test_a_save_killed_between_any_two_operations_leaves_whole_checkpoints_only(
         if operation % 10 == 0 or finished:
             again.go(save=[7])
             assert names(folder) == ["step-00000007", *(f"step-{again.state.step:08d}",)][::-1]
-        again.run.close()
+        again.checkpoints.close()
         if finished:
             break
     assert finished

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ class Run:
         self.state = self.run.resume()
 
     def go(self, poison: Mapping[int, float]) -> "Run":
-        with closing(self.run):
+        with self.run:
             self.run.fit(self.model, Poisoned(poison), self.state, steps=STEPS)
         return self
 
@@ -148,7 +147,7 @@ def test_a_kill_after_a_skip_changes_nothing(tmp_path: Path) -> None:
                 dead["seen"] = True
                 raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt), closing(first.run):
+        with pytest.raises(KeyboardInterrupt), first.run:
             first.run.fit(first.model, Poisoned(poison), first.state, steps=STEPS, hooks=(die,))
         assert dead["seen"]
         again = Run(folder, SKIP).go(poison)
