@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from herd.base.errors import HerdError
+from herd.model.config import ModelConfig
 from herd.model.published import published
 from herd.parallel.config import ParallelConfig
 from herd.plan.cards import CARDS, GIB
@@ -37,15 +38,13 @@ def agree(run: Run, rank: int, traced: Traced, *, within: float = 0.1) -> None:
     assert traced.product_flops / traced.micro_batches == pytest.approx(product_flops(run, rank), rel=1e-3)
     step = replace(run, batch_tokens=traced.micro_batches * run.micro_rows * run.parallel.data * run.row_length)
     sizes = {"tp": run.parallel.tp, "cp": run.parallel.cp, "dp_shard": run.shards}
-    for axis, size in sizes.items():
+    for axis, ranks in sizes.items():
         sent = sum(each.total for each in traffic(step, CARDS["h100"], rank, share=1.0) if each.axis == axis)
-        moved = sum(
-            bytes_ for name, (_, bytes_) in traced.sent.items() if name.split()[0] == axis and "sum" not in name
-        )
-        assert sent == pytest.approx(moved * (size - 1) / size, rel=0.03), axis
+        whole = [size for name, (_, size) in traced.sent.items() if name.split()[0] == axis and "sum" not in name]
+        assert sent == pytest.approx(sum(whole) * (ranks - 1) / ranks, rel=0.03), axis
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_rank_of_405b_is_as_the_closed_form_says(recompute: str) -> None:
     run = replace(NARROW, parallel=MESH.model_copy(update={"recompute": recompute}))
     traced = simulate(run, 0)
@@ -58,8 +57,10 @@ def test_a_rank_of_405b_is_as_the_closed_form_says(recompute: str) -> None:
 
 def test_outputs_of_the_last_stage_are_not_kept() -> None:
     """Memory mustn't grow with the micro-batches of a step; graphs behind outputs and losses once made it."""
-    run = replace(NARROW, parallel=MESH.model_copy(update={"schedule": "ZBVZeroBubble", "dp_shard": 16}))
-    few, many = (simulate(replace(run, batch_tokens=micro * 16 * 8192), 0, fewest=False).peak for micro in (4, 12))
+    shape = {"dim": 512, "n_layers": 4, "n_heads": 8, "n_kv_heads": 4, "ffn_hidden": 2048, "vocab_size": 1024}
+    mesh = ParallelConfig(pp=2, schedule="ZBVZeroBubble")
+    run = Run(ModelConfig(**shape), mesh, 4096, 4 * 4096)
+    few, many = (simulate(replace(run, batch_tokens=micro * 4096), 0, fewest=False).peak for micro in (4, 12))
     assert many < few * 1.05
 
 
