@@ -147,7 +147,8 @@ def print_simulation(plan: Plan) -> None:
     console.print(Text(f"\nTraced without memory: pipeline rank {rank}, nothing compiled", "bold"))
     with console.status("a minute or so"):
         traced = simulate(run, rank)
-    closed = memory(run, rank)
+    rows = traced.micro_batches * run.micro_rows * parallel.data
+    closed = memory(replace(run, batch_tokens=rows * run.row_length), rank)
     pairs = {name: (closed.parts[name], traced.parts[name]) for name in ("masters", "moments", "gathered weights")}
     # a gradient on its way from one format to another is nobody's by name
     mine, found = (sum(side) for side in zip(*pairs.values(), strict=True))

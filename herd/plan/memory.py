@@ -61,6 +61,7 @@ def memory(run: Run, rank: int) -> Memory:
         "moments": 8 * own * host,
         "gathered weights": 2 * (near if parallel.resharding else whole),
         "mask": _mask(run, rank),
+        "pipeline's buffers": _buffers(run, rank),
     }
     added = parallel.pp > 1 or run.micro_batches > 1
     waiting = 2 * whole if parallel.ranks == 1 else 4 * whole if added else 0.0  # one process adds up in bf16
@@ -90,9 +91,22 @@ def _table(run: Run, rank: int) -> float:
     DTensor computes the gradient of an embedding split by vocabulary whole on every tensor parallel rank, and splits it
     when it is reduced.
     """
-    if run.parallel.tp == 1 or not run.has_embedding(rank) or not run.trainer.whole_table:
+    if run.parallel.tp == 1 or not run.has_embedding(rank) or not run.trainer.stock:
         return 0.0
     return run.config.vocab_size * run.config.dim * (1 - 1 / run.parallel.tp)
+
+
+def _buffers(run: Run, rank: int) -> float:
+    """Return the bytes of what stages receive and send.
+
+    PyTorch has a buffer for every micro-batch, forward and backward, and schedules of several stages a rank let go of
+    what they sent when the step ends.
+    """
+    if run.parallel.pp == 1 or not run.trainer.stock:
+        return 0.0
+    received = 2 * run.chunks - run.has_embedding(rank) - run.has_head(rank)
+    sent = run.chunks - run.has_head(rank) if run.chunks > 1 else 0
+    return run.micro_batches * (received + sent) * 2 * run.positions * run.config.dim / run.parallel.tp
 
 
 def _mask(run: Run, rank: int) -> float:
