@@ -107,5 +107,5 @@ def test_the_command_prints_the_fit_and_draws_it(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "best tokens = 0.29 x compute^0.5378" in done.stdout
-    assert "382 B ± " in done.stdout
+    assert "382 ± " in done.stdout
     assert plot.read_text().startswith("<svg")
