@@ -85,7 +85,7 @@ def _draw(trials: "list[Trial]", law: "Law", path: Path) -> None:
     lows = [{"tokens": b.tokens, "loss": b.loss, "compute": f"{b.compute:.1e}"} for b in law.best]
     order = [row["compute"] for row in sorted(rows, key=lambda row: float(row["compute"]))]
     encoded: dict[str, Any] = {
-        "x": alt.X("tokens:Q", scale=alt.Scale(type="log"), title="tokens"),
+        "x": alt.X("tokens:Q", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s", tickCount=5), title="tokens"),
         "y": alt.Y("loss:Q", scale=alt.Scale(zero=False), title="loss"),
         "color": alt.Color("compute:N", sort=list(dict.fromkeys(order)), title="FLOPs"),
     }
@@ -109,7 +109,7 @@ def _score_chart(alt: Any, trials: "list[Trial]", law: "Law") -> Any:
     xs = np.linspace(min(nll for nll, _ in known) * 0.9, max(nll for nll, _ in known), 100)
     curve = [{"nll": float(x), "score": float(law.sigmoid(x))} for x in xs]
     axes = {
-        "x": alt.X("nll:Q", scale=alt.Scale(zero=False), title="nll a character"),
+        "x": alt.X("nll:Q", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6), title="nll a character"),
         "y": alt.Y("score:Q", scale=alt.Scale(zero=False), title="score"),
     }
     return alt.layer(

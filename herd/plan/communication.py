@@ -76,7 +76,8 @@ def _traffic(run: Run, rank: int, ring: Callable[..., Traffic]) -> Iterator[Traf
     regathered = parallel.recompute == "selective" and not run.trainer.gathers
     again = {"none": 0, "selective": 2 * regathered, "full": 3}[parallel.recompute]
     if parallel.tp > 1:
-        ends = 2 * run.has_embedding(rank) + 2 * run.has_head(rank)
+        # the embedding scatters and gathers; the head gathers and, backward, sums, which goes over the wire twice
+        ends = 2 * run.has_embedding(rank) + 3 * run.has_head(rank)
         times = micro * (layers * (8 + again) + ends)
         yield ring("tp", "positions of hidden states", parallel.tp, hidden, times)
     if parallel.cp > 1:

@@ -110,8 +110,7 @@ def exposed(run: Run, sent: list[Traffic], own: Work) -> Mapping[str, float]:
     """Return seconds by axis that communication adds to a step.
 
     cp stands in the way always; tp and pp unless overlapped: then tp shows the first of its tp pieces, or what is
-    longer than the products. Weights and gradients of one layer move while another computes: what shows is the first
-    gather, the last scatter and what is longer than the computing beside it.
+    longer than the products. Weights and gradients of one layer move while another computes.
     """
     found: dict[str, float] = {}
     for axis in ("tp", "cp", "pp"):
@@ -121,15 +120,27 @@ def exposed(run: Run, sent: list[Traffic], own: Work) -> Mapping[str, float]:
             seconds = max(seconds / run.parallel.tp, seconds - beside) if axis == "tp" else 0.0
         if seconds:
             found[axis] = seconds
-    # gathers go beside every micro-batch when weights are let go, else beside one; gradients beside the last backward
-    micro = run.micro_batches if run.parallel.resharding else 1
-    for axis, names in (("dp_shard", ("weights", "gradients")), ("dp_replicate", ("sharded gradients",))):
-        for each in sent:
-            if each.axis == axis and each.what in names:
-                beside = micro * (own.forward + own.backward * run.parallel.resharding)
-                beside = own.backward if each.what != "weights" else beside
-                shown = max(
-                    each.seconds - beside, each.each if axis == "dp_shard" else each.each / max(1, run.layers(0))
-                )
-                found[axis] = found.get(axis, 0.0) + shown
+    data = _data_exposed(run, sent, own)
+    if data:
+        found["dp_shard" if run.shards > 1 else "dp_replicate"] = data
     return found
+
+
+def _data_exposed(run: Run, sent: list[Traffic], own: Work) -> float:
+    """Return seconds that gathers of weights and sums of gradients stick out of the passes beside them.
+
+    Weights that are let go are gathered in both passes of every micro-batch, else once beside the first forward pass;
+    gradients move beside the last backward pass, on the same links.
+    """
+    seconds = {each.what: each.seconds for each in sent}
+    gathers = seconds.get("weights", 0.0)
+    sums = seconds.get("gradients", 0.0) + seconds.get("sharded gradients", 0.0)
+    if run.parallel.resharding:
+        once = gathers / 2 / run.micro_batches
+        longer = run.micro_batches * max(0.0, once - own.forward)
+        longer += (run.micro_batches - 1) * max(0.0, once - own.backward) + max(0.0, once + sums - own.backward)
+    else:
+        longer = max(0.0, gathers - own.forward) + max(0.0, sums - own.backward)
+    ends = {each.what: each.each for each in sent}
+    first, last = ends.get("weights", 0.0), ends.get("gradients", 0.0)
+    return max(longer, first + last + ends.get("sharded gradients", 0.0) / max(1, run.config.n_layers))

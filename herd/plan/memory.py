@@ -71,7 +71,7 @@ def memory(run: Run, rank: int) -> Memory:
     moments = (
         {"gradients": waiting + 4 * table * added, "activations": kept, "scores": scores, "one layer's work": 0.0},
         {
-            "gradients": waiting + 4 * table * added + 2 * (block + outside) if added else 6 * near,
+            "gradients": waiting + 4 * table * added + 2 * (block + outside) if added else 6 * near - 4 * outside,
             "activations": kept,
             "scores": 0.0,
             "one layer's work": working,

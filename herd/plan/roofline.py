@@ -102,7 +102,14 @@ def product_flops(run: Run, rank: int) -> float:
     for name, (inputs, outputs) in rank_products(run).items():
         total += run.layers(rank) * n * inputs * outputs * (3 + again * (name != "w2"))
     scores = n * run.config.dim * run.config.vocab_size / run.parallel.tp
-    return total + (4 * scores if run.has_head(rank) else 0.0)
+    return total + ((3 + _head_again(run)) * scores if run.has_head(rank) else 0.0)
+
+
+def _head_again(run: Run) -> int:
+    """Return how often scores are computed again: in pieces they are, in each half of a backward pass of two."""
+    if run.trainer.score_bytes is not None:
+        return 0
+    return 2 if run.parallel.schedule == "ZBVZeroBubble" else 1
 
 
 def attention_flops(run: Run) -> float:
@@ -142,8 +149,7 @@ def _between(run: Run) -> tuple[float, float, int]:
 def _head(run: Run, card: Card, efficiency: Efficiency) -> Iterator[_Cost]:
     scores = run.config.vocab_size / run.parallel.tp
     once = _product(card, efficiency, run.positions, run.config.dim, scores)
-    # herd computes the scores in pieces, and each piece again in the backward pass
-    yield _Cost("head, loss", once, 0.0 if run.trainer.score_bytes is not None else once, 2 * once)
+    yield _Cost("head, loss", once, once * _head_again(run), 2 * once)
     moved = 22 * run.positions * scores / (card.bandwidth * efficiency.bandwidth)
     yield _Cost("head, loss", moved / 2, 0.0, moved / 2)
 

@@ -40,7 +40,8 @@ def agree(run: Run, rank: int, traced: Traced, *, within: float = 0.1) -> None:
     sizes = {"tp": run.parallel.tp, "cp": run.parallel.cp, "dp_shard": run.shards}
     for axis, ranks in sizes.items():
         sent = sum(each.total for each in traffic(step, CARDS["h100"], rank, share=1.0) if each.axis == axis)
-        whole = [size for name, (_, size) in traced.sent.items() if name.split()[0] == axis and "sum" not in name]
+        found = [(name, size) for name, (_, size) in traced.sent.items() if name.split()[0] == axis]
+        whole = [size * (2 if "sum" in name else 1) for name, size in found]
         assert sent == pytest.approx(sum(whole) * (ranks - 1) / ranks, rel=0.03), axis
 
 
@@ -86,7 +87,8 @@ def test_405b_at_131072_positions() -> None:
     agree(run, 1, traced, within=0.12)
     # keys and values of the whole row, forward and again: 8 layers, 16 micro-batches; one key head of 128 a rank
     assert traced.sent["cp gather"] == (2 * 8 * 16, 2 * 8 * 16 * 2 * 131_072 * 128 * 2)
-    assert traced.peak < 45 * GIB
+    # half of it masks: 2 GiB for each of 15 micro-batches in flight
+    assert 50 * GIB < traced.peak < 66 * GIB
 
 
 @pytest.mark.slow
