@@ -172,10 +172,17 @@ def wait_until_quiet(patience: float) -> None:
             return
 
 
-def play(workers: Sequence[Worker], method: str, args: tuple[Any, ...], *, work: float, chosen: Namespace) -> Rounds:
+def play(
+    workers: Sequence[Worker],
+    method: str,
+    args: tuple[Any, ...],
+    *,
+    rate: Callable[[Any], float],
+    chosen: Namespace,
+) -> Rounds:
     """Give every worker one turn to warm up, then as many as make `chosen.rounds` quiet rounds, at most `.limit`.
 
-    work: what a turn does, in tokens; rates are tokens a second. A worker that fails is left out.
+    rate: tokens a second from what a turn returned. A worker that fails is left out.
     """
     able = []
     for worker in workers:
@@ -193,7 +200,7 @@ def play(workers: Sequence[Worker], method: str, args: tuple[Any, ...], *, work:
         for worker in able:
             wait_until_quiet(chosen.patience)
             turn = worker.turn(method, *args)
-            row[worker.name] = work / turn.value
+            row[worker.name] = rate(turn.value)
             foreign = max(foreign, turn.foreign)
         (quiet if foreign <= LIMIT else loud).append(row)
     kept = quiet or loud

@@ -9,6 +9,8 @@ Run `python benchmarks/decode.py S --batch 1 8 32`, or with a model folder inste
 """
 
 from collections.abc import Sequence
+from functools import partial
+from operator import truediv
 
 import numpy as np
 from arena import Worker, options, play, print_table, write_json
@@ -70,7 +72,7 @@ def main() -> None:
     wrong = errors(workers, forms, threads=chosen.threads)
     for batch in chosen.batch:
         args = (prompts(forms.config.vocab_size, batch, chosen.prompt), chosen.steps)
-        found = play(workers, "decode", args, work=batch * chosen.steps, chosen=chosen)
+        found = play(workers, "decode", args, rate=partial(truediv, batch * chosen.steps), chosen=chosen)
         print(f"\n{forms.name}, decoding, batch {batch}, {chosen.threads} threads, prompts of {chosen.prompt}")
         print_table(found, facts, wrong)
         if chosen.json:

@@ -3,6 +3,9 @@
 Run `python benchmarks/prefill.py S --prompt 512`, or with a model folder instead of S; needs the `bench` extra.
 """
 
+from functools import partial
+from operator import truediv
+
 from arena import options, play, print_table, write_json
 from decode import DEFAULT, errors, prompts, start
 from forms import Forms
@@ -19,7 +22,7 @@ def main() -> None:
     wrong = errors(workers, forms, threads=chosen.threads)
     for length in chosen.prompt:
         args = (prompts(forms.config.vocab_size, 1, length)[0],)
-        found = play(workers, "prefill", args, work=length, chosen=chosen)
+        found = play(workers, "prefill", args, rate=partial(truediv, length), chosen=chosen)
         print(f"\n{forms.name}, prefill of {length} tokens, {chosen.threads} threads")
         print_table(found, facts, wrong)
         if chosen.json:

@@ -1,5 +1,5 @@
-"""Raise a herd and die of SIGKILL at a given moment: `python tests/dying.py RECIPE RUN STEP COUNT`, or after
-`python tests/dying.py RECIPE RUN random SECONDS` wherever that is."""
+"""Raise a herd and send the process a signal at a given moment: `python tests/dying.py RECIPE RUN STEP COUNT SIGNAL`,
+or after `python tests/dying.py RECIPE RUN random SECONDS SIGKILL` wherever that is."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ from herd.stages.recipe import load_recipe
 
 
 class Reaper(Silent):
-    """Counts what the running step reports and ends the process at the wanted count (0: as the step begins)."""
+    """Counts what the running step reports and strikes at the wanted count (0: as the step begins)."""
 
-    def __init__(self, step: str, count: int) -> None:
-        self.step, self.left, self.key = step, count, ""
+    def __init__(self, step: str, count: int, number: int) -> None:
+        self.step, self.left, self.number, self.key = step, count, number, ""
 
     def stage(self, key: str, state: str, detail: str = "") -> None:
         self.key = key
@@ -30,12 +30,12 @@ class Reaper(Silent):
 
     def strike(self) -> None:
         if self.key == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 if __name__ == "__main__":
-    recipe, run, step, moment = sys.argv[1:]
+    recipe, run, step, moment, number = sys.argv[1:]
     if step == "random":
         signal.setitimer(signal.ITIMER_REAL, float(moment))  # SIGALRM, unhandled, ends a process as SIGKILL does
-    reaper = Reaper(step, -1 if step == "random" else int(moment))
-    raise_herd(load_recipe(recipe, ["checkpoint_seconds=0.1"]), Path(run), reaper)
+    reaper = Reaper(step, -1 if step == "random" else int(moment), signal.Signals[number])
+    raise_herd(load_recipe(recipe, ["checkpoints.seconds=0.1"]), Path(run), reaper)

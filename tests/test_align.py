@@ -14,7 +14,7 @@ from herd.base.errors import DataError
 from herd.base.messages import Dialog, Message
 from herd.model.transformer import Transformer
 from herd.tokenizer.codec import DialogCodec
-from herd.train.batch import Example
+from herd.train.batch import Example, Part
 from herd.train.loop import fit
 from herd.train.optim import Optimizer
 
@@ -95,6 +95,29 @@ def test_references_dont_depend_on_how_pairs_are_batched() -> None:
         with torch.no_grad():
             wanted = (answer_logprobs(model, batch) * batch.content).sum(1)
         torch.testing.assert_close(batch.reference, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("of", [2, 3, 8])
+def test_parts_of_a_batch_of_pairs_have_the_whole_batchs_loss(of: int) -> None:
+    """Chosen and rejected stay together; a part that pairs don't reach is empty and counts nothing."""
+    pairs, model, reference = toy_pairs(), toy_model(seed=3), toy_model()
+    feeds = [
+        PairFeed(pairs, batch_pairs=4, row_length=32, pad_id=0, seed=0, part=Part(i, n))
+        for n in (1, of)
+        for i in range(n)
+    ]
+    for feed in feeds:
+        feed.set_reference(reference)
+    for _ in range(5):
+        whole, *pieces = (next(feed) for feed in feeds)
+        assert len({piece.tokens.shape for piece in pieces}) == 1
+        losses = [Preference().loss(model, batch) for batch in (whole, *pieces)]
+        for figure in ("total", "weight"):
+            wanted, *found = (float(getattr(loss, figure).detach()) for loss in losses)
+            assert sum(found) == pytest.approx(wanted, rel=1e-5)
+        for name, wanted in losses[0].metrics.items():
+            found = [float(loss.metrics[name].detach()) for loss in losses[1:]]
+            assert sum(found) == pytest.approx(float(wanted.detach()), abs=1e-4)
 
 
 def test_formatting_tokens_dont_enter_the_preference() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fake_ledger import RECIPE, fake_curves, fake_ledger
 
+from herd.base.goodput import KINDS
 from herd.base.ledger import Record
 from herd.card import build, safety_summary, summary, to_html, to_markdown, verify
 from herd.card.book import Book
@@ -18,6 +19,8 @@ from herd.card.document import Card, Table, escape
 from herd.card.figures import Figure, write
 from herd.card.markdown import cite
 from herd.card.verify import check_figures
+
+SPENT = {"useful": 150.0, "startup": 20.0, "checkpoint": 10.0}  # 180 s, as the imagined pretraining took
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,43 @@ def test_a_replaced_step_still_costs_energy_but_gives_no_other_figure(records: l
     old = table(card, "Energy and emissions")["earlier versions of steps, since replaced"]
     assert old["Device-hours"].value == pytest.approx(180 / 3600)
     assert old["Device-hours"].sources == ("r0004",)
+
+
+def test_failed_attempts_are_in_the_totals_and_in_the_account_of_time(records: list[Record], card: Card) -> None:
+    def attempt(n: int, spent: dict[str, float], first: int, saved: dict[str, dict[str, float]]) -> Record:
+        hours = 2 * sum(spent.values()) / 3600
+        cost = {
+            "seconds": sum(spent.values()),
+            "device_hours": hours,
+            "devices": 2,
+            "attempt": {"first": first, "spent": spent, "saved": saved},
+        }
+        facts = {"why": "killed", "reached": 57}
+        return Record(f"r080{n}", "end", "pretrain", facts=facts, cost=cost)
+
+    killed = attempt(1, {"useful": 60.0, "startup": 9.0, "data": 2.0}, 0, {"50": {"useful": 50.0, "data": 1.0}})
+    failed = attempt(2, {"useful": 20.0, "startup": 10.0}, 50, {})
+    spike = {"event": "spike", "at": 57, "why": "step 57: the loss is nan", "did": "went back to step 50"}
+    done = next(n for n, r in enumerate(records) if (r.kind, r.step) == ("stage", "pretrain"))
+    event = Record("r0803", "event", "pretrain", facts=spike)
+    resumed = dataclasses.replace(records[done], cost=records[done].cost | {"attempt": {"first": 50, "spent": SPENT}})
+    more = [*records[:done], killed, failed, event, resumed, *records[done + 1 :]]
+    changed = build(more, recipe=RECIPE, curves=fake_curves())
+    assert check_figures(changed, Book(more, recipe=RECIPE, curves={})) == []
+    rows = table(changed, "Goodput")
+    hours = {name: float(row["Device-hours"].value) for name, row in rows.items()}
+    before = table(card, "Goodput")["flagship"]
+    assert hours["flagship"] == pytest.approx(before["Device-hours"].value + (2 * (71 + 30)) / 3600)
+    assert hours["Total"] == pytest.approx(sum(value for name, value in hours.items() if name != "Total"))
+    assert hours["flagship"] == pytest.approx(table(changed, "Energy and emissions")["flagship"]["Device-hours"].value)
+    for row in rows.values():
+        assert sum(float(row[name.capitalize()].value) for name in KINDS.values()) == pytest.approx(1.0)
+    # steps 51 to 57 of the first attempt, and all of the second
+    assert rows["flagship"]["Lost to restart"].value * hours["flagship"] == pytest.approx(2 * (11 + 20) / 3600)
+    assert table(changed, "Attempts without a result")["pretrain"]["Why it ended"] == "killed"
+    assert table(changed, "Events")["pretrain"]["What was done"] == "went back to step 50"
+    assert table(changed, "Stages")["pretrain"]["Time"].value == pytest.approx(180 + 71 + 30)
+    assert "Attempts without a result" not in to_markdown(card)
 
 
 def test_power_that_nobody_stated_is_not_measured(records: list[Record]) -> None:

@@ -27,7 +27,9 @@ def teacher() -> Transformer:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> TokenShards:
-    return toy_shards(tmp_path / "shards", documents=20, longest=60)
+    shards = toy_shards(tmp_path / "shards", documents=20, longest=60, file_tokens=200)
+    assert len(shards.files) > 2
+    return shards
 
 
 class Counted:
@@ -51,7 +53,7 @@ def test_the_cache_is_what_the_teacher_says_live(
     source = ShardSource(shards, row_length=ROW)
     assert max(len(shards.document(i)) for i in range(20)) > ROW + 1
     for start, length in zip(source.starts.tolist(), source.lengths.tolist(), strict=True):
-        piece = torch.from_numpy(np.asarray(shards.tokens[start : start + length - 1], np.int64))
+        piece = torch.from_numpy(np.asarray(shards.read(start, length - 1), np.int64))
         live = teacher.logits(teacher(piece.unsqueeze(0)))[0].log_softmax(-1)
         cached = torch.from_numpy(logprobs[start : start + length - 1].astype(np.float32))
         chosen = torch.from_numpy(ids[start : start + length - 1].astype(np.int64))

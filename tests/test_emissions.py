@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from herd.card.emissions import EnergyConfig, energy_kwh, location_based_g, market_based_g, measured_kwh
+from herd.base.emissions import EnergyConfig, energy_kwh, location_based_g, market_based_g, measured_kwh
 
 PUE, GRID = 1.08, 383.0
 # The card prints GPU-hours to a few digits and tonnes to the nearest ten; this is what rounding may hide.

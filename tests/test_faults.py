@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from herd.base.goodput import account, attempt_of
 from herd.base.ledger import Ledger
+from herd.runtime.signals import EXIT_STOPPED
 from tests.conftest import ROOT, TOY, herd
 
 # (step, how many of its progress reports): 0 is its very beginning
-MOMENTS = [("curate", 1), ("pretrain", 0), ("pretrain", 7), ("long-context", 2), ("anneal", 4), ("teacher", 3)]
+MOMENTS = [("curate", 1), ("pretrain", 0), ("pretrain", 7), ("long-context/512", 1), ("long-context/1024", 4)]
+MOMENTS += [("anneal", 4), ("teacher", 3)]
 MOMENTS += [("distil/small", 5), ("alone/tiny", 2), ("sft/flagship", 3), ("dpo/flagship", 2), ("guard", 1)]
 MOMENTS += [("eval/flagship/instruct", 5), ("card", 0)]
 
@@ -28,9 +31,9 @@ def facts_of(run: Path) -> dict[str, object]:
     }
 
 
-def die(run: Path, step: str, moment: float) -> int:
+def die(run: Path, step: str, moment: float, by: str = "SIGKILL") -> int:
     """Raise the toy herd until that moment; return the exit status of the process."""
-    command = [sys.executable, "-m", "tests.dying", str(TOY), str(run), step, str(moment)]
+    command = [sys.executable, "-m", "tests.dying", str(TOY), str(run), step, str(moment), by]
     return subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=280).returncode
 
 
@@ -41,8 +44,30 @@ def test_killed_at_random_moments_and_run_again(toy_run: Path, tmp_path: Path) -
     for step, count in chosen:
         assert die(run, step, count) == -signal.SIGKILL, f"{step} never came to report {count}"
     finish(toy_run, run)
-    starts = [r.step for r in Ledger(run / "ledger.jsonl").records if r.kind == "start"]
+    records = Ledger(run / "ledger.jsonl").records
+    starts = [r.step for r in records if r.kind == "start"]
     assert len(starts) - len(set(starts)) == len(chosen)
+    ends = [r for r in records if r.kind == "end"]
+    assert [(r.step, r.facts["why"]) for r in ends] == [(step, "killed") for step, _ in chosen]
+    assert all(r.cost["device_hours"] > 0 for r in ends), "what a killed attempt took is in the account"
+
+
+@pytest.mark.parametrize(("step", "count", "by"), [("pretrain", 7, "SIGTERM"), ("curate", 1, "SIGUSR1")])
+def test_told_to_stop_it_saves_and_says_so_and_the_same_command_goes_on(
+    tmp_path: Path, step: str, count: int, by: str
+) -> None:
+    run = tmp_path / "stopped"
+    assert die(run, step, count, by) == EXIT_STOPPED
+    end = Ledger(run / "ledger.jsonl").records[-1]
+    assert (end.kind, end.step) == ("end", step)
+    if step == "pretrain":
+        assert end.facts["why"] == "SIGTERM: saved at step 8 of 20 and stopped; the same command goes on from there"
+        assert [p.name for p in (run / "checkpoints/pretrain").iterdir()][-1:] == ["step-00000008"]
+        assert account([attempt_of(end)])["lost"] == pytest.approx(0, abs=1.0)
+        assert len((run / "metrics/pretrain.jsonl").read_text().splitlines()) == 8
+    else:
+        assert end.facts["why"] == "stopped by SIGUSR1"
+        assert account([attempt_of(end)])["lost"] == pytest.approx(end.cost["seconds"], abs=1e-3)
 
 
 @pytest.mark.slow
@@ -56,7 +81,7 @@ def test_killed_by_the_clock_wherever_that_is(toy_run: Path, tmp_path: Path) -> 
 
 def finish(toy_run: Path, run: Path) -> None:
     """Run to the end, and hold the facts against those of the run that was never killed."""
-    done = herd("raise", str(TOY), "checkpoint_seconds=0.1", "--run", str(run))
+    done = herd("raise", str(TOY), "checkpoints.seconds=0.1", "--run", str(run))
     assert done.returncode == 0, done.stderr
     assert facts_of(run) == facts_of(toy_run)
 

@@ -1,21 +1,28 @@
 """Toy models, shards and feeds that several test files share: small, seeded, float32."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from herd.base.ledger import Record
 from herd.model.config import ModelConfig
 from herd.model.hf import write_hf
 from herd.model.source import WeightsSource
 from herd.model.transformer import Transformer
 from herd.model.weights import write_hf_configs
+from herd.runtime.signals import StopSignals
 from herd.tokenizer.bpe import Tokenizer
-from herd.tokenizer.shards import TokenShards, write_shards
+from herd.tokenizer.shard_writer import write_shards
+from herd.tokenizer.shards import TokenShards
+from herd.train.attempt import Attempt
 from herd.train.batch import Example
+from herd.train.clock import Clock
 from herd.train.config import OptimConfig
+from herd.train.heart import Heart
 
 TOY = ModelConfig(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_hidden=48, vocab_size=61, max_positions=96, norm_eps=1e-5
@@ -46,12 +53,14 @@ def toy_documents(lengths: Sequence[int], *, vocab_size: int = TOY.vocab_size, s
     return documents
 
 
-def toy_shards(folder: Path, *, documents: int = 40, longest: int = 60, seed: int = 0) -> TokenShards:
+def toy_shards(
+    folder: Path, *, documents: int = 40, longest: int = 60, seed: int = 0, file_tokens: int = 1 << 30
+) -> TokenShards:
     """Write shards of random lengths in two languages."""
     lengths = np.random.default_rng(seed).integers(2, longest + 1, documents).tolist()
     keys = [("en", "story"), ("de", "code")]
     rows = [(ids, keys[i % 2]) for i, ids in enumerate(toy_documents(lengths, seed=seed))]
-    return write_shards(folder, rows, vocab_size=TOY.vocab_size)
+    return write_shards(folder, rows, vocab_size=TOY.vocab_size, file_tokens=file_tokens)
 
 
 def toy_examples(lengths: Sequence[int], *, seed: int = 0, share: float = 0.6) -> list[Example]:
@@ -68,6 +77,19 @@ def toy_examples(lengths: Sequence[int], *, seed: int = 0, share: float = 0.6) -
 def optim(**changes: float | int | str) -> OptimConfig:
     """Return optimizer settings that learn within tens of steps."""
     return OptimConfig(**{"learning_rate": 1e-2, "warmup_steps": 4, **changes})  # type: ignore[arg-type]
+
+
+def attempt(
+    folder: Path,
+    tell: Callable[[str, Mapping[str, Any]], None] = lambda event, facts: None,
+    *,
+    ranks: int = 1,
+    **heart: Any,
+) -> Attempt:
+    """Return an attempt at a step of a run whose heart doesn't beat by itself."""
+    (folder / "attempts").mkdir(parents=True, exist_ok=True)
+    start = Record("r0001", "start", "pretrain")
+    return Attempt(start, Heart(folder / "attempts", start.id, Clock(), **heart), StopSignals(), tell, ranks)
 
 
 def byte_tokenizer() -> Tokenizer:

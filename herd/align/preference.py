@@ -6,18 +6,19 @@ to stop, and the chosen answer keeps a next-token term of coefficient 0.2.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from herd.align.dialogs import Pair
 from herd.base.errors import DataError
 from herd.base.seeds import named_seed
 from herd.model.transformer import Transformer
-from herd.train.batch import Batch, collate
+from herd.train.batch import WHOLE, Batch, Part, collate
 from herd.train.objective import Loss
 
 
@@ -41,6 +42,7 @@ class Preference:
 
     beta: float = 0.1
     nll: float = 0.2
+    metrics: ClassVar[tuple[str, ...]] = ("preference", "nll", "margin", "accuracy")
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         """Return the sum over pairs; metrics are the preference loss, the reward margin and its sign."""
@@ -51,7 +53,8 @@ class Preference:
         pairs = batch.tokens.shape[0] // 2
         rewards = self.beta * ((logprobs * batch.content).sum(1) - batch.reference)
         margins = rewards[:pairs] - rewards[pairs:]
-        preference = -F.logsigmoid(margins).sum()
+        there = batch.documents[:pairs, 0] >= 0  # a part of a batch may end in empty pairs
+        preference = -(F.logsigmoid(margins) * there).sum()
         chosen, weights = logprobs[:pairs], batch.weights[:pairs]
         nll = -((chosen * weights).sum(1) / weights.sum(1).clamp_min(1)).sum()
         metrics = {
@@ -60,23 +63,38 @@ class Preference:
             "margin": margins.sum(),
             "accuracy": (margins > 0).sum(),
         }
-        return Loss(preference + self.nll * nll, torch.tensor(float(pairs), device=margins.device), metrics)
+        return Loss(preference + self.nll * nll, there.sum().float(), metrics)
 
 
 def answer_logprobs(model: Transformer, batch: Batch) -> Tensor:
     """Return log p of each target [rows, t], 0 where the weight is 0."""
     hidden = model(batch.tokens, positions=batch.positions, documents=batch.documents)
     places = batch.weights.flatten().nonzero().squeeze(1)
-    scores = model.logits(hidden.flatten(0, 1)[places]).float().log_softmax(-1)
+    scores = model.logits(hidden.flatten(0, 1)[places])
+    if isinstance(scores, DTensor):  # tensor parallel: answers are short, so all of the vocabulary is gathered
+        scores = scores.full_tensor()
+    scores = scores.float().log_softmax(-1)
     chosen = scores.gather(1, batch.targets.flatten()[places].unsqueeze(1)).squeeze(1)
     flat = torch.zeros(batch.tokens.numel(), dtype=torch.float32, device=hidden.device)
     return flat.scatter(0, places, chosen).view_as(batch.tokens)
 
 
 class PairFeed:
-    """Batches of preference pairs, epoch after epoch, each row padded to the longest of its batch."""
+    """Batches of preference pairs, epoch after epoch, each row padded to the longest of its batch.
 
-    def __init__(self, pairs: Sequence[Pair], *, batch_pairs: int, row_length: int, pad_id: int, seed: int) -> None:
+    A rank lays out the pairs of its own `part`, both answers of each, and empty ones where pairs run out.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        batch_pairs: int,
+        row_length: int,
+        pad_id: int,
+        seed: int,
+        part: Part = WHOLE,
+    ) -> None:
         most = row_length + 1
         self._pairs = [p for p in pairs if len(p.chosen.ids) <= most and len(p.rejected.ids) <= most]
         if not self._pairs:
@@ -84,6 +102,7 @@ class PairFeed:
                 f"none of {len(pairs)} preference pairs fits a row of {row_length} tokens; lengthen dpo.context"
             )
         self._batch, self._pad_id, self._seed = min(batch_pairs, len(self._pairs)), pad_id, seed
+        self._part = part
         self._reference: np.ndarray | None = None
         self._epoch, self._at = 0, 0
 
@@ -97,7 +116,7 @@ class PairFeed:
         device = next(model.parameters()).device
         for start in range(0, len(self._pairs), self._batch):
             places = np.arange(start, min(start + self._batch, len(self._pairs)))
-            batch = self._collate(places).to(device)
+            batch = self._collate(places, WHOLE).to(device)
             assert batch.content is not None
             sums = (answer_logprobs(model, batch) * batch.content).sum(1).cpu().numpy()
             reference[places] = sums.reshape(2, -1).T
@@ -109,20 +128,27 @@ class PairFeed:
         self._at += self._batch
         if self._at + self._batch > len(self._pairs):
             self._epoch, self._at = self._epoch + 1, 0
-        return self._collate(places)
+        return self._collate(places, self._part)
 
-    def _collate(self, places: np.ndarray) -> PairBatch:
-        pairs = [self._pairs[int(i)] for i in places]
-        rows = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-        masks = [p.chosen_content for p in pairs] + [p.rejected_content for p in pairs]
-        length = max(len(example.ids) for example in rows) - 1
-        batch = collate([[example] for example in rows], row_length=length, pad_id=self._pad_id)
-        content = torch.zeros(len(rows), length)
-        for row, mask in zip(content, masks, strict=True):
-            row[: len(mask) - 1] = torch.from_numpy(mask[1:])
+    def _collate(self, places: np.ndarray, part: Part) -> PairBatch:
+        # every part's rows are as long as the longest of the whole batch
+        length = max(max(len(p.chosen.ids), len(p.rejected.ids)) for p in (self._pairs[int(i)] for i in places)) - 1
+        mine = places[part.index :: part.of]
+        pairs, empty = [self._pairs[int(i)] for i in mine], [None] * (part.rows(len(places)) - len(mine))
+        chosen = [(pair.chosen, pair.chosen_content) for pair in pairs]
+        rejected = [(pair.rejected, pair.rejected_content) for pair in pairs]
+        answers = [*chosen, *empty, *rejected, *empty]
+        rows = [[] if answer is None else [answer[0]] for answer in answers]
+        batch = collate(rows, row_length=length, pad_id=self._pad_id)
+        content = torch.zeros(len(answers), length)
+        for row, answer in zip(content, answers, strict=True):
+            if answer is not None:
+                row[: len(answer[1]) - 1] = torch.from_numpy(answer[1][1:])
         reference = None
         if self._reference is not None:
-            reference = torch.from_numpy(self._reference[places].T.reshape(-1).copy())
+            known = np.zeros((len(answers) // 2, 2), np.float32)
+            known[: len(pairs)] = self._reference[mine]
+            reference = torch.from_numpy(known.T.reshape(-1).copy())
         return PairBatch(**vars(batch), content=content, reference=reference)
 
     def state(self) -> dict[str, Any]:
@@ -132,3 +158,7 @@ class PairFeed:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to a saved place."""
         self._epoch, self._at = int(state["epoch"]), int(state["at"])
+
+    def facts(self) -> dict[str, Any]:
+        """Return nothing: every pair is shown once an epoch."""
+        return {}

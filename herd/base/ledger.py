@@ -61,6 +61,10 @@ class Ledger:
         self.records.append(record)
         return record
 
+    def reload(self) -> None:
+        """Read again what another process has written."""
+        self.records = list(_read(self.path)) if self.path.exists() else []
+
     def done(self, step: str, fingerprint: str) -> Record | None:
         """Return the newest stage record of `step` if it carries this fingerprint."""
         newest = self.latest(step)

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,11 +39,16 @@ class RunFolder:
         return safe_load(self.recipe_path.read_text(encoding="utf-8"))
 
     def claim(
-        self, values: Mapping[str, Any], complete: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda old: old
+        self,
+        values: Mapping[str, Any],
+        complete: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda old: old,
+        *,
+        free: Collection[str] = (),
     ) -> None:
         """Write the recipe into a new folder, or check that the folder was made by the same one. Raises RunError.
 
-        `complete` fills in what an older herd didn't write: keys that have come since, with their defaults.
+        `complete` fills in what an older herd didn't write: keys that have come since, with their defaults. Sections
+        that are `free` say how a run is run, not what it makes: they may change, and the folder keeps the newest.
         """
         from yaml import safe_dump
 
@@ -52,12 +57,13 @@ class RunFolder:
                 raise RunError(f"{self.path}: not empty and not a run folder; choose another --run")
             write_atomic(self.recipe_path, safe_dump(dict(values), sort_keys=False, allow_unicode=True))
             return
-        differences = list(_differences(complete(self.read_recipe()), json.loads(json.dumps(values)), ""))
-        if differences:
-            shown = "; ".join(differences[:5]) + ("" if len(differences) <= 5 else f"; and {len(differences) - 5} more")
+        old, new = complete(self.read_recipe()), json.loads(json.dumps(values))
+        if differs := difference({**old, **{key: new.get(key) for key in free}}, new):
             raise RunError(
-                f"{self.path}: made by another recipe ({shown}); choose another --run, or pass the same values"
+                f"{self.path}: made by another recipe ({differs}); choose another --run, or pass the same values"
             )
+        if old != new:
+            write_atomic(self.recipe_path, safe_dump(new, sort_keys=False, allow_unicode=True))
 
     @contextmanager
     def locked(self) -> Generator[None]:
@@ -78,6 +84,12 @@ class RunFolder:
 
 
 _OWN = {".lock", "ledger.jsonl", "recipe.yaml"}
+
+
+def difference(old: Any, new: Any, *, most: int = 5) -> str:
+    """Return in words where two JSON values differ, the first `most` places; an empty text where they don't."""
+    found = list(_differences(old, new, ""))
+    return "; ".join(found[:most]) + (f"; and {len(found) - most} more" if len(found) > most else "")
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:

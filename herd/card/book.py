@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from herd.base.files import hash_json
+from herd.base.goodput import attempts
 from herd.base.ledger import Record
 from herd.card.figures import Figure
 
 RECIPE = "recipe"
-BASE = ("pretrain", "long-context", "anneal")  # the steps that make the flagship's base
+BASE = ("pretrain", "long-context", "anneal")  # heads of the steps that make the flagship's base
 TRAINING = (*BASE, "distil", "alone", "sft", "dpo", "guard")
 _NUMBERS = {"bits_per_byte": "bits"}
 
@@ -24,7 +25,7 @@ class Book:
         curves: Mapping[str, Sequence[Mapping[str, Any]]],
     ) -> None:
         # A card can't hold the cost of writing itself, and must come out the same when it is written again.
-        records = tuple(r for r in records if r.kind in ("stage", "score") and r.step != "card")
+        records = tuple(r for r in records if r.kind in ("stage", "score", "end", "event") and r.step != "card")
         self.records = records
         self.recipe = recipe
         self.curves = curves
@@ -33,7 +34,11 @@ class Book:
         self.stages: dict[str, Record] = {r.step: r for r in records if r.kind == "stage"}
         self.score_records: dict[str, Record] = {r.step: r for r in records if r.kind == "score"}
         newest = {r.id for r in (*self.stages.values(), *self.score_records.values())}
-        self.replaced: tuple[Record, ...] = tuple(r for r in records if r.id not in newest)
+        self.replaced: tuple[Record, ...] = tuple(
+            r for r in records if r.kind in ("stage", "score") and r.id not in newest
+        )
+        self.ends: tuple[Record, ...] = tuple(r for r in records if r.kind == "end")
+        self.events: tuple[Record, ...] = tuple(r for r in records if r.kind == "event")
         self._scores = {(str(r.facts.get("task")), str(r.facts.get("model"))): r for r in self.score_records.values()}
 
     def figure(self, record: Record | None, *path: str, unit: str = "number", note: str = "") -> Figure:
@@ -102,9 +107,17 @@ class Book:
         """Return the newest records of the training steps, skipped ones too, in ledger order."""
         return tuple(r for step, r in self.stages.items() if step.partition("/")[0] in TRAINING)
 
+    def base_steps(self) -> tuple[str, ...]:
+        """Return the steps that made the flagship's base, in ledger order; of long context there may be several."""
+        return tuple(step for step in self.stages if step.partition("/")[0] in BASE)
+
     def made(self, *steps: str) -> list[Record]:
         """Return the newest records of these steps, without those that are absent or were skipped."""
         return [r for step in steps if (r := self.stages.get(step)) and "skipped" not in r.facts]
+
+    def ends_before(self, record: Record) -> list[Record]:
+        """Return the attempts that came to nothing before a step's result."""
+        return next(found[:-1] for found, _ in attempts(self.records) if record in found)
 
     def siblings(self) -> tuple[str, ...]:
         """Return the siblings' names, in the recipe's order, then in order of first appearance."""

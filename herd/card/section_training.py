@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+from herd.base.emissions import EnergyConfig, energy_kwh, location_based_g, market_based_g, measured_kwh
+from herd.base.goodput import attempts
 from herd.base.ledger import Record
 from herd.card.book import BASE, RECIPE, Book, look_up, model_label
 from herd.card.document import Block, Cell, Chart, Prose, Section, Table, escape
-from herd.card.emissions import EnergyConfig, energy_kwh, location_based_g, market_based_g, measured_kwh
 from herd.card.figures import Figure
-from herd.card.plots import loss_chart
+from herd.card.plots import line_chart
 from herd.card.section_models import total
+from herd.card.section_watch import watched
 
 _STAGES = (
     "Step", "Model", "Optimizer steps", "Tokens", "Tokens a batch", "Peak learning rate",
@@ -38,7 +40,7 @@ def training(book: Book) -> Section:
             "each other."
         ),
         Table("Stages", _STAGES, tuple(rows)),
-        *_heldout(book),
+        *watched(book),
         *(_curves(book)),
     ]
     return Section("training", "Training", tuple(blocks))
@@ -71,26 +73,8 @@ def _stage_row(book: Book, record: Record) -> tuple[Cell, ...]:
         book.figure(record, "facts", "loss_first", unit="loss"),
         book.figure(record, "facts", "loss_last", unit="loss"),
         book.figure(record, "cost", "tokens_per_s", unit="count"),
-        book.figure(record, "cost", "seconds", unit="seconds"),
+        total([*book.ends_before(record), record], "cost", "seconds", unit="seconds"),
     )
-
-
-def _heldout(book: Book) -> list[Block]:
-    """Return held-out bits per byte as the flagship's base stages went on, one row a measurement."""
-    watched = [(record, step) for record in book.training() for step in record.facts.get("heldout") or {}]
-    found = (record.facts["heldout"][step]["bits_per_byte"] for record, step in watched)
-    languages = list(dict.fromkeys(lang for values in found for lang in values))
-    if not languages:
-        return []
-    body = [
-        (
-            f"{record.step}, step {step}",
-            book.figure(record, "facts", "heldout", step, "tokens", unit="amount"),
-            *(book.figure(record, "facts", "heldout", step, "bits_per_byte", lang, unit="bits") for lang in languages),
-        )
-        for record, step in watched
-    ]
-    return [Table("Held-out bits per byte while training", ("When", "Tokens", *languages), tuple(body))]
 
 
 def _curves(book: Book) -> list[Chart]:
@@ -107,7 +91,7 @@ def _curves(book: Book) -> list[Chart]:
     charts = []
     for name, steps in groups.items():
         sources = tuple(book.stages[step].id for step in steps if step in book.stages)
-        chart = loss_chart(name, {label: book.curves[step] for step, label in steps.items()}, sources=sources)
+        chart = line_chart(name, {label: book.curves[step] for step, label in steps.items()}, sources=sources)
         charts += [chart] if chart else []
     return charts
 
@@ -115,9 +99,9 @@ def _curves(book: Book) -> list[Chart]:
 def energy(book: Book) -> Section:
     """Return device-hours, energy and emissions for each model, everything else, and the whole."""
     config = energy_config(book)
-    groups = _groups(book)
-    rows = [_energy_row(label, records, config) for label, records in groups.items() if records]
-    rows.append(_energy_row("Total", [r for records in groups.values() for r in records], config))
+    found = groups(book)
+    rows = [_energy_row(label, records, config) for label, records in found.items() if records]
+    rows.append(_energy_row("Total", [r for records in found.values() for r in records], config))
     return Section(
         "energy",
         "Training energy use and greenhouse-gas emissions",
@@ -140,8 +124,8 @@ def _method(book: Book, config: EnergyConfig) -> Prose:
         + f". Source of these: {source.rstrip('.')}.\n\n"
         "'Estimated' takes the power stated for the device, as if it drew that all the time; 'measured' "
         "takes joules read from the machine and is used for the emissions wherever all steps of a row have "
-        "it. Making the machine is not included, nor is writing this card, nor what a killed attempt did "
-        "after its last checkpoint."
+        "it. Attempts that failed or were killed are included (see [Goodput](#goodput)). Making the machine is not, "
+        "nor is writing this card."
     )
     figures = {
         "pue": Figure(config.pue, sources=(RECIPE,), path=("energy", "pue")),
@@ -155,14 +139,16 @@ def _method(book: Book, config: EnergyConfig) -> Prose:
     return Prose(text, figures)
 
 
-def _groups(book: Book) -> dict[str, list[Record]]:
-    """Return row label -> records, so that every stage record stands in exactly one row."""
+def groups(book: Book) -> dict[str, list[Record]]:
+    """Return row label -> records of attempts, so that each stands in exactly one row."""
     groups: dict[str, list[Record]] = {"flagship": []}
     for name in book.siblings():
         groups[f"{name} (distilled, aligned)"] = []
         groups[f"{name}, alone (the control)"] = []
     groups |= {_TEACHER: [], "guard": [], _REST: [], _OLD: []}
-    for record in book.stages.values():
+    old = {r.id for r in book.replaced}
+    for records, _ in attempts(book.records):
+        record = records[-1]
         head, _, name = record.step.partition("/")
         label = f"{name} (distilled, aligned)" if head in ("distil", "sft", "dpo") else _REST
         if head in BASE or (head in ("sft", "dpo") and name == "flagship"):
@@ -171,8 +157,7 @@ def _groups(book: Book) -> dict[str, list[Record]]:
             label = f"{name}, alone (the control)"
         elif record.step in ("teacher", "guard"):
             label = _TEACHER if head == "teacher" else head
-        groups.setdefault(label, []).append(record)
-    groups[_OLD] = [r for r in book.replaced if r.kind == "stage"]
+        groups.setdefault(_OLD if record.id in old else label, []).extend(records)
     return groups
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from herd import __version__
-from herd.cli import chat, exporting, raising, serving, stage, tokens
+from herd.cli import chat, exporting, plan, raising, serving, stage, tokens
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +36,7 @@ app.command("chat", rich_help_panel="The main job")(chat.chat)
 app.command("serve", rich_help_panel="The main job")(serving.serve)
 app.command("import", rich_help_panel="Models from and for elsewhere")(exporting.import_command)
 app.command("export", rich_help_panel="Models from and for elsewhere")(exporting.export_command)
+app.command("plan", rich_help_panel="Before training")(plan.plan)
 app.command("tokens", rich_help_panel="Looking inside")(tokens.tokens)
 for verb, text in stage.VERBS.items():
     run = stage.evaluate if verb == "eval" else stage.command(verb)

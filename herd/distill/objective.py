@@ -1,6 +1,7 @@
 """The distillation objective: the next token and the teacher's distribution, mixed (Hinton et al. 2015)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from herd.model.transformer import Transformer
 from herd.train.batch import Batch
@@ -12,6 +13,7 @@ class Distill:
     """(1 - share) · cross-entropy of the next token + share · KL(teacher || student); 0 is plain pretraining."""
 
     share: float = 0.7
+    metrics: ClassVar[tuple[str, ...]] = ("kl",)
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         """Return the weighted sum; metric `kl` is the divergence alone, in nats a token."""

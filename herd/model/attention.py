@@ -5,6 +5,7 @@ Shape legend: b batch, t position, h head, d head size, e model width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,26 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from herd.model.cache import CacheView, Pass
 from herd.model.config import ModelConfig
+from herd.model.linear import project
+from herd.model.long_rows import spans_of
 from herd.model.pieces import Piece, additive, attend_in_pieces, cut
 from herd.model.rope import rotate
 
 # scores a head (t x s) up to which a processor works in pieces, which are kept for the backward pass
 _MOST_PLAIN = 1 << 20
+# the largest mask (b x t x t) that is made elsewhere, where a fused kernel reads it
+_MOST_MASK = 1 << 28
 
-Bias = Tensor | tuple[Piece, ...] | None  # what `attend` adds to the scores; None: plain causal
+
+class Reach(Protocol):
+    """Who sees whom in packed rows, with attention of its own: where a rank holds a part of each row, say."""
+
+    def attend(self, q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor) -> Tensor:
+        """Return attention [b, h, t, d] for the positions at hand."""
+        ...
+
+
+Bias = Tensor | tuple[Piece, ...] | Reach | None  # what `attend` adds to the scores; None: plain causal
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,19 @@ def document_mask(documents_bt: Tensor) -> Tensor:
     return (same & causal).unsqueeze(1)
 
 
+def rows_bias(documents_bt: Tensor, dtype: torch.dtype) -> Bias:
+    """Return who sees whom in packed rows, as `attend` takes it; for long rows nothing of t x t is made."""
+    b, t = documents_bt.shape
+    if documents_bt.device.type == "cpu":
+        if t * t > _MOST_PLAIN:
+            long = spans_of(documents_bt)
+            if long.scores > _MOST_PLAIN:
+                return long
+    elif b * t * t > _MOST_MASK:
+        return spans_of(documents_bt)
+    return bias_of(document_mask(documents_bt), dtype)
+
+
 def bias_of(mask_b1ts: Tensor, dtype: torch.dtype) -> Tensor | tuple[Piece, ...]:
     """Return a mask as `attend` takes it: pieces on a processor, unless they are too much to keep; else 0 and -inf."""
     if mask_b1ts.device.type == "cpu":
@@ -54,12 +81,16 @@ def bias_of(mask_b1ts: Tensor, dtype: torch.dtype) -> Tensor | tuple[Piece, ...]
 def attend(q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, bias: Bias) -> Tensor:
     """Return attention [b, h, t, d]; `bias` [b, 1, t, s] is added to the scores, None means causal.
 
-    In pieces where `bias_of` made some: PyTorch's fused CPU kernel took 2 to 5 times as long on rows of 128 and 256
-    (docs/log.md). Everything else is scaled_dot_product_attention.
+    In pieces where `bias_of` or `rows_bias` made some: PyTorch's fused CPU kernel took 2 to 5 times as long on rows of
+    128 and 256 (docs/log.md). Everything else is scaled_dot_product_attention.
     """
     if isinstance(bias, tuple):
         return attend_in_pieces(q_bhtd, k_bhsd, v_bhsd, bias)
-    return scaled_dot_product_attention(q_bhtd, k_bhsd, v_bhsd, attn_mask=bias, is_causal=bias is None, enable_gqa=True)
+    if bias is None or isinstance(bias, Tensor):
+        return scaled_dot_product_attention(
+            q_bhtd, k_bhsd, v_bhsd, attn_mask=bias, is_causal=bias is None, enable_gqa=True
+        )
+    return bias.attend(q_bhtd, k_bhsd, v_bhsd)
 
 
 def attend_cached(q_1htd: Tensor, cache: CacheView, layer: int, biases: tuple[Bias, ...]) -> Tensor:
@@ -94,7 +125,7 @@ class Attention(nn.Module):
     def forward(self, x_bte: Tensor, step: Step) -> Tensor:
         """Return [b, t, e]."""
         joined = None if torch.is_grad_enabled() else self.joined
-        q_bt, k_bt, v_bt = joined(x_bte) if joined else (self.wq(x_bte), self.wk(x_bte), self.wv(x_bte))
+        q_bt, k_bt, v_bt = joined(x_bte) if joined else project(x_bte, self.wq, self.wk, self.wv)
         if isinstance(step.cache, Pass):
             q_thd, k_thd, v_thd = (part[0].unflatten(-1, (-1, self.head_size)) for part in (q_bt, k_bt, v_bt))
             out_thd = step.cache.attend(self.layer, q_thd, k_thd, v_thd, step.cos_btd[0], step.sin_btd[0])
@@ -107,7 +138,7 @@ class Attention(nn.Module):
         else:
             step.cache.store(self.layer, k_bhtd, v_bhtd)
             out_bhtd = attend_cached(q_bhtd, step.cache, self.layer, step.biases)
-        return self.wo(out_bhtd.transpose(1, 2).flatten(2))
+        return project(out_bhtd.transpose(1, 2).flatten(2), self.wo)[0]
 
     def _heads(self, x_bt: Tensor) -> Tensor:
         # -1: under tensor parallelism a rank holds only some of the heads

@@ -10,13 +10,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from herd.model.attention import Attention, Step, bias_of, document_mask
+from herd.model.attention import Attention, Bias, Reach, Step, bias_of, rows_bias
 from herd.model.cache import CacheView, Pass
 from herd.model.config import ModelConfig
+from herd.model.fresh import draw
+from herd.model.linear import project
 from herd.model.norm import RMSNorm
 from herd.model.rope import inverse_frequencies, rotation_table
+from herd.model.swiglu import gate
 
 
 class FeedForward(nn.Module):
@@ -33,7 +35,7 @@ class FeedForward(nn.Module):
         """Return [b, t, e]."""
         if self.joined is not None and not torch.is_grad_enabled():
             return self.w2(self.joined(x_bte))
-        return self.w2(F.silu(self.w1(x_bte)) * self.w3(x_bte))
+        return project(gate(*project(x_bte, self.w1, self.w3)), self.w2)[0]
 
 
 class Block(nn.Module):
@@ -72,24 +74,25 @@ class Transformer(nn.Module):
         tokens_bt: Tensor,
         *,
         positions: Tensor | None = None,
-        documents: Tensor | None = None,
+        documents: Tensor | Reach | None = None,
         cache: CacheView | Pass | None = None,
     ) -> Tensor:
         """Return hidden states [b, t, e].
 
         positions [b, t]: place of each token in its own document; default 0, 1, ... (after the cached ones).
-        documents [b, t]: equal numbers attend to each other; None: each row is one document.
+        documents [b, t]: equal numbers attend to each other; None: each row is one document; or who sees whom, which
+        brings attention of its own.
         cache: then tokens are [1, t], the new ones of all its rows, one row after the other.
         """
         if positions is None:
             plain = torch.arange(tokens_bt.shape[1], device=tokens_bt.device).expand_as(tokens_bt)
             positions = plain if cache is None else cache.positions
-        masks: list[Tensor | None] = [None if documents is None else document_mask(documents)]
-        if cache is not None:
-            masks = [group.mask for group in cache.groups] if isinstance(cache, CacheView) else []
         x_bte = self.tok_embeddings(tokens_bt)
-        biases = tuple(None if mask is None else bias_of(mask, x_bte.dtype) for mask in masks)
-        step = Step(*rotation_table(self.frequencies, positions), biases, cache)
+        biases: list[Bias] = [rows_bias(documents, x_bte.dtype) if isinstance(documents, Tensor) else documents]
+        if cache is not None:
+            groups = cache.groups if isinstance(cache, CacheView) else []
+            biases = [None if group.mask is None else bias_of(group.mask, x_bte.dtype) for group in groups]
+        step = Step(*rotation_table(self.frequencies, positions), tuple(biases), cache)
         for layer in self.layers:
             x_bte = layer(x_bte, step)
         return self.norm(x_bte)
@@ -100,18 +103,6 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw fresh weights: normal with std fan_in^-1/2, the residual outputs scaled by 1/sqrt(2 n_layers).
-
-        The usual std of 0.02 is fan_in^-1/2 at a width of 2,500; on a width of 256 it leaves the scores of attention
-        near zero for hundreds of steps (docs/log.md). Embeddings have std 1, or that of the output when tied to it.
-        """
+        """Draw fresh weights (herd/model/fresh.py), one parameter after the other."""
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                parameter.fill_(1.0)
-                continue
-            std = parameter.shape[1] ** -0.5
-            if name.endswith(("wo.weight", "w2.weight")):
-                std *= (2 * self.config.n_layers) ** -0.5
-            if name == "tok_embeddings.weight" and not self.config.tie_embeddings:
-                std = 1.0
-            parameter.normal_(0.0, std, generator=generator)
+            draw(name, parameter, self.config, generator)

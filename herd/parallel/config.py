@@ -11,6 +11,7 @@ where the most is sent.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from math import prod
 from typing import Literal
 
@@ -56,6 +57,17 @@ class ParallelConfig(Section):
         """Ranks along each axis, in the order of AXES."""
         return tuple(getattr(self, axis) for axis in AXES)
 
+    def place(self, rank: int) -> dict[str, int]:
+        """Return where a rank stands along each axis; the last axis runs fastest."""
+        found = {}
+        for axis, size in zip(reversed(AXES), reversed(self.sizes), strict=True):
+            rank, found[axis] = divmod(rank, size)
+        return found
+
+    def folded(self) -> "ParallelConfig":
+        """Return the mesh for rows that may not be cut: context parallel ranks take rows of their own instead."""
+        return self.model_copy(update={"dp_shard": self.dp_shard * self.cp, "cp": 1})
+
     @property
     def data(self) -> int:
         """Ranks that draw different rows: replicas and shards."""
@@ -74,6 +86,28 @@ class ParallelConfig(Section):
     def describe(self) -> str:
         """Return the axes that have more than one rank, such as 'dp_shard 4 x tp 2'."""
         return " x ".join(f"{a} {n}" for a, n in zip(AXES, self.sizes, strict=True) if n > 1) or "one process"
+
+
+def layers_of(n_layers: int, stages: int) -> list[range]:
+    """Return the layers of each stage: as even as can be, the first and the last one having the fewest.
+
+    They have the embedding and the head besides (section 3.3.2 takes a layer from each of the two).
+    """
+    base, more = divmod(n_layers, stages)
+    middle_first = sorted(range(stages), key=lambda stage: (stage in (0, stages - 1), stage))
+    sizes = [base + (stage in middle_first[:more]) for stage in range(stages)]
+    starts = [sum(sizes[:stage]) for stage in range(stages + 1)]
+    return [range(start, end) for start, end in pairwise(starts)]
+
+
+def stages_of(config: ParallelConfig, rank: int, *, stages: int | None = None) -> list[int]:
+    """Return the stages of a rank: every pp-th of them, or one from each end (V, arXiv:2401.10241).
+
+    stages: of the pipeline, where it isn't herd that runs it.
+    """
+    if config.schedule == "ZBVZeroBubble":
+        return [rank, 2 * config.pp - 1 - rank]
+    return list(range(rank, stages or config.stages, config.pp))
 
 
 def check(

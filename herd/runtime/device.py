@@ -10,6 +10,7 @@ import torch
 
 from herd.base.errors import ConfigError
 from herd.runtime.config import RuntimeConfig
+from herd.runtime.world import world
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -31,6 +32,8 @@ def set_up(config: RuntimeConfig) -> Machine:
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and (found := world()).size > 1:
+        name = f"cuda:{found.local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -13,10 +13,11 @@ from herd.distill.objective import Distill
 from herd.distill.prune import measure, prune
 from herd.distill.teacher import teacher_cache
 from herd.model.config import ModelConfig
-from herd.model.transformer import Transformer
+from herd.model.source import Source, WeightsSource
+from herd.stages.meshes import batches_of
 from herd.stages.pretrain import shard_feed
 from herd.stages.step import Context, Outcome
-from herd.stages.training import Plan, fresh_model, train, trained_model
+from herd.stages.training import Plan, fresh_weights, train, trained_model
 from herd.tokenizer.shards import TokenShards
 from herd.train.objective import NextToken, Objective
 
@@ -35,26 +36,27 @@ def run(context: Context, key: str) -> Outcome:
     objective: Objective = NextToken()
     teacher = None
     if way == "distil" and recipe.siblings[name].init == "pruned":
-        model, start = _pruned(context, config)
+        start, how = _pruned(context, config)
     else:
         # both ways start from the same weights and see the same rows: only the objective differs
-        model, start = fresh_model(context, config, name), {"init": "random"}
+        start, how = fresh_weights(context, config, name), {"init": "random"}
     if way == "distil":
         objective = Distill(section.share)
         teacher = _cache(context)
-    feed = shard_feed(context, section, "distil", teacher=teacher)
+    mesh = context.mesh(key, config, batches_of(section))
+    feed = shard_feed(context, section, "distil", teacher=teacher, mesh=mesh)
     about = {
         "context": section.context,
         "batch_tokens": section.batch_tokens,
         "seed": recipe.seed,
-        **start,
+        **how,
         **({"teacher": "flagship/base", "top_k": section.top_k, "share": section.share} if way == "distil" else {}),
     }
-    plan = Plan(objective, feed, section.optim, section.steps, section.accumulate, about)
-    return train(context, key, model, plan, output=f"siblings/{name}/{'base' if way == 'distil' else 'alone'}")
+    plan = Plan(objective, feed, section.optim, section.steps, mesh, section.accumulate, about, section.watch)
+    return train(context, key, start, plan, output=f"siblings/{name}/{'base' if way == 'distil' else 'alone'}")
 
 
-def _pruned(context: Context, config: ModelConfig) -> tuple[Transformer, dict[str, Any]]:
+def _pruned(context: Context, config: ModelConfig) -> tuple[Source, dict[str, Any]]:
     """Return the sibling cut from the flagship, and what the ledger says of the cut."""
     section = context.recipe.distil
     flagship = trained_model(context, "flagship/base")
@@ -71,7 +73,7 @@ def _pruned(context: Context, config: ModelConfig) -> tuple[Transformer, dict[st
         "block_influence": [round(value, 4) for value in importance.layers_l.tolist()],
         "share_kept": {name: round(getattr(config, name) / getattr(flagship.config, name), 4) for name in widths},
     }
-    return model, facts
+    return WeightsSource(dict(model.named_parameters()), config), facts
 
 
 def _teacher(context: Context) -> Outcome:

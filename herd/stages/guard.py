@@ -5,7 +5,7 @@ from herd.base.files import read_jsonl
 from herd.base.messages import Dialog, Message, parse_messages
 from herd.stages.sft import example_plan
 from herd.stages.step import Context, Outcome
-from herd.stages.training import train, trained_model
+from herd.stages.training import train, trained_weights
 from herd.tokenizer.guard_dialect import Answer, guard_dialog, write_answer
 
 
@@ -20,6 +20,6 @@ def run(context: Context, key: str) -> Outcome:
         asked = guard_dialog(parse_messages(row["messages"]), form="compact")
         dialogs.append(Dialog((*asked.messages, Message("assistant", write_answer(answer)))))
     section = context.recipe.guard
-    model = trained_model(context, f"siblings/{section.sibling}/base")
-    plan = example_plan(context, key, dialog_examples(context.codec, dialogs), section)
-    return train(context, key, model, plan, output="guard")
+    start = trained_weights(context, f"siblings/{section.sibling}/base")
+    plan = example_plan(context, key, dialog_examples(context.codec, dialogs), section, start.config)
+    return train(context, key, start, plan, output="guard")

@@ -1,68 +1,104 @@
-"""Stage `pretrain`: the flagship from random weights, then longer rows under scaled RoPE, then annealing (3.4)."""
+"""Stage `pretrain`: the flagship from random weights, then longer rows in stages, then annealing (3.4)."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from herd.base.errors import DataError
 from herd.base.seeds import named_seed
+from herd.parallel.config import ParallelConfig
+from herd.stages.gate import Gate
+from herd.stages.long_context import LongStageConfig
+from herd.stages.meshes import batches_of
 from herd.stages.step import Context, Outcome
-from herd.stages.training import Plan, fresh_model, imported_model, passed_on, started_from, train, trained_model
-from herd.stages.watch import HeldOut
+from herd.stages.training import (
+    Plan,
+    fresh_weights,
+    imported_weights,
+    part_of,
+    passed_on,
+    started_from,
+    train,
+    trained_weights,
+)
 from herd.tokenizer.shards import TokenShards
+from herd.train.batch import WHOLE
 from herd.train.config import TrainConfig
-from herd.train.feed import PackedFeed, ShardSource
+from herd.train.feed import Feed, PackedFeed, ShardSource
 from herd.train.objective import NextToken
-
-FOLDERS = {"pretrain": "flagship/pretrain", "long-context": "flagship/long", "anneal": "flagship/base"}
+from herd.train.windows import WindowFeed, windows_of
 
 
 def run(context: Context, key: str) -> Outcome:
-    """Run one of the three steps; each starts from the folder of the one before."""
+    """Run 'pretrain', a long-context stage or 'anneal'; each starts from the folder of the one before."""
     recipe = context.recipe
+    stages = recipe.long_context.stages
     sections: dict[str, TrainConfig] = {
         "pretrain": recipe.pretrain,
-        "long-context": recipe.long_context,
+        **{stage.key: stage for stage in stages},
         "anneal": recipe.anneal,
     }
-    section = sections[key]
-    config = recipe.model_config_of("flagship", vocab_size=context.tokenizer.n_vocab, long=key != "pretrain")
-    if key == "pretrain" and recipe.flagship_path is not None:
-        model = imported_model(context, config)
-    elif key == "pretrain":
-        model = fresh_model(context, config, "flagship")
+    folders = ["flagship/pretrain", *(stage.folder for stage in stages), "flagship/base"]
+    number, section = list(sections).index(key), sections[key]
+    output = folders[number]
+    config = recipe.model_config_of("flagship", vocab_size=context.tokenizer.n_vocab, stages=number)
+    if number > 0:
+        start = trained_weights(context, folders[number - 1], config=config)
+    elif recipe.flagship_path is not None:
+        start = imported_weights(context, config)
     else:
-        before = "flagship/pretrain" if key == "long-context" else "flagship/long"
-        model = trained_model(context, before, config=config)
+        start = fresh_weights(context, config, "flagship")
     about: dict[str, Any] = {}
     if key == "pretrain" and recipe.flagship_path:
         about["started_from"] = started_from(recipe)
     if section.steps == 0:
-        return passed_on(context, model, output=FOLDERS[key], about=about)
-    feed = shard_feed(context, section, key)
+        return passed_on(context, start, output=output, about=about)
+    mesh = context.mesh(key, config, batches_of(section))
+    feed = shard_feed(context, section, key, mesh=mesh)
     about |= {"context": section.context, "batch_tokens": section.batch_tokens, "seed": recipe.seed}
-    assert isinstance(feed.source, ShardSource)
-    about["mixture"] = {name: round(share, 4) for name, share in feed.source.shares(1).items()}
-    watch = HeldOut(context, key, model, steps=section.steps)
-    plan = Plan(NextToken(), feed, section.optim, section.steps, section.accumulate, about, watch)
-    return train(context, key, model, plan, output=FOLDERS[key])
+    if isinstance(feed, PackedFeed) and isinstance(feed.source, ShardSource):  # other feeds tell what they have shown
+        about["mixture"] = {name: round(share, 4) for name, share in feed.source.shares(1).items()}
+    gate = None
+    if isinstance(section, LongStageConfig) and section.gate is not None:
+        gate = partial(Gate, context, section, before=folders[number - 1])
+    plan = Plan(
+        NextToken(), feed, section.optim, section.steps, mesh, section.accumulate, about, section.watch, gate=gate
+    )
+    return train(context, key, start, plan, output=output)
 
 
 def shard_feed(
-    context: Context, section: TrainConfig, name: str, *, teacher: tuple[np.ndarray, np.ndarray] | None = None
-) -> PackedFeed:
-    """Return the feed of packed shard rows for one training section. Raises DataError on a corpus below one batch."""
+    context: Context,
+    section: TrainConfig,
+    name: str,
+    *,
+    teacher: tuple[np.ndarray, np.ndarray] | None = None,
+    mesh: ParallelConfig | None = None,
+) -> Feed:
+    """Return the feed of packed shard rows for one training section: this process's part of them on a mesh.
+
+    A corpus of up to a window is shuffled whole; a larger one, a mixture and a ramp go by windows. Raises DataError on
+    a corpus below one batch.
+    """
     shards = TokenShards(context.run / "shards", fingerprint=context.tokenizer.fingerprint)
+    key = name.replace("-", "_")
     if shards.n_tokens < section.batch_tokens:
         raise DataError(
             f"the curated corpus has {shards.n_tokens} tokens, less than one batch of {section.batch_tokens}; "
-            f"give more text or set {name.replace('-', '_')}.batch_tokens lower"
+            f"give more text or set {key}.batch_tokens lower"
         )
-    source = ShardSource(shards, row_length=section.context, repeats=section.repeats, teacher=teacher)
+    part, shorter_rows = (part_of(mesh), mesh.pp == 1) if mesh else (WHOLE, True)
+    seed, pad_id = named_seed(context.recipe.seed, f"feed/{name}"), context.tokenizer.pad_id
+    if section.mixture or section.ramp or shards.n_tokens > section.window_tokens:
+        windows = windows_of(shards, section, seed=seed, teacher=teacher, where=f"{key}.mixture")
+        return WindowFeed(windows, section.phases, pad_id=pad_id, part=part, shorter_rows=shorter_rows)
     return PackedFeed(
-        source,
+        ShardSource(shards, row_length=section.context, repeats=section.repeats, teacher=teacher),
         rows=section.rows,
         row_length=section.context,
-        pad_id=context.tokenizer.pad_id,
-        seed=named_seed(context.recipe.seed, f"feed/{name}"),
+        pad_id=pad_id,
+        seed=seed,
+        part=part,
+        shorter_rows=shorter_rows,
     )

@@ -1,6 +1,7 @@
 """`herd raise`: the steps of a recipe in order, each skipped when the ledger shows that it was made already."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from herd.stages.recipe import Recipe
 from herd.stages.step import Context, Outcome, Step, execute
 
 VERBS = ("curate", "tokenizer", "pretrain", "distil", "sft", "dpo", "guard", "eval", "card")
+_TOGETHER = ("pretrain", "distil", "sft", "dpo", "guard")  # what all processes of a run train together
 _MODULES = {verb: f"herd.stages.{verb}" for verb in VERBS} | {"eval": "herd.stages.evaluate"}
 
 
@@ -39,29 +41,27 @@ def steps(recipe: Recipe) -> list[Step]:
             _Lazy(verb),
             lambda r: {name: r.model_dump(mode="json")[name] for name in names} | {"more": more},
             tuple(after),
-            _outside if key in ("curate", "tokenizer", "pretrain") else lambda r: (),
+            reads=_outside if key in ("curate", "tokenizer", "pretrain") else lambda r: (),
+            together=key != "teacher" and verb in _TOGETHER,
         )
 
-    train, flagship = ("runtime",), ("flagship", "flagship_path")
+    train, flagship, texts = ("runtime",), ("flagship", "flagship_path"), ("curate", "tokenizer")
     found = [
         step("curate", "curate", "corpus", "dialogs", "preferences", "meadow", "curate"),
         step("tokenizer", "tokenizer", "tokenizer", after=["curate"]),
-        step("pretrain", "pretrain", *flagship, "pretrain", *train, after=["tokenizer"]),
-        step("long-context", "pretrain", *flagship, "long_context", *train, after=["tokenizer", "pretrain"]),
-        step(
-            "anneal",
-            "pretrain",
-            *flagship,
-            "long_context",
-            "anneal",
-            *train,
-            after=["tokenizer", "long-context"],
-        ),
+        step("pretrain", "pretrain", *flagship, "pretrain", *train, after=texts),
+    ]
+    for number, stage in enumerate(recipe.long_context.stages, 1):
+        more = {"stage": stage.model_dump(mode="json"), "reach": recipe.reach(number)}
+        found.append(step(stage.key, "pretrain", *flagship, *train, after=[*texts, found[-1].key], more=more))
+    reach = recipe.reach()
+    found += [
+        step("anneal", "pretrain", *flagship, "anneal", *train, after=[*texts, found[-1].key], more={"reach": reach}),
         step("teacher", "distil", "distil", *train, after=["tokenizer", "anneal"]),
     ]
     for name, sibling in recipe.siblings.items():
-        shape = sibling.shape()
-        fields = ("long_context", "distil", *train)
+        shape = sibling.shape() | {"reach": reach}
+        fields = ("distil", *train)
         # the flagship itself is read only where a sibling is cut from it; the control never is
         read, more = (["anneal"], shape | {"init": "pruned"}) if sibling.init == "pruned" else ([], shape)
         found.append(step(f"distil/{name}", "distil", *fields, after=["tokenizer", *read, "teacher"], more=more))
@@ -99,23 +99,39 @@ def _outside(recipe: Recipe) -> tuple[Path, ...]:
 def raise_herd(recipe: Recipe, folder: Path, progress: Progress, *, only: str | None = None) -> Context:
     """Run every step of a recipe in a run folder (or those of one verb), and return the context.
 
-    Raises RunError when the folder is in use, was made by another recipe, or the disk is too small.
+    Raises RunError when the folder is in use, was made by another recipe, or the disk is too small; Stopped after a
+    signal.
     """
-    run = RunFolder(folder)
-    with run.locked():
-        run = RunFolder(folder)  # the ledger is read under the lock
-        where = str(run.recipe_path)
-        run.claim(
-            recipe.model_dump(mode="json"), lambda old: validate(Recipe, old, where=where).model_dump(mode="json")
-        )
-        remedy = "free some, choose another --run, or take less text (curate.share, curate.max_megabytes)"
-        check_disk(folder, disk_need(recipe), remedy=remedy)
-        context = Context(recipe, run, progress)
-        for step in steps(recipe):
-            if only is None or step.verb == only:
-                _need(step, context)
-                execute(step, context)
+    context = Context(recipe, RunFolder(folder), progress)
+    if context.ranks.world.size > 1:
+        from herd.runtime.process import begin
+
+        begin(context.machine.device)
+    with context.run.locked() if context.leads else nullcontext():
+        if context.leads:
+            context.run.ledger.reload()  # it is read under the lock
+            _claim(context)
+        context.told()  # the folder is ours
+        with context.attempts.stop:
+            for step in steps(recipe):
+                if only is None or step.verb == only:
+                    if context.leads:
+                        _need(step, context)
+                    execute(step, context)
+        context.ranks.meet()
     return context
+
+
+def _claim(context: Context) -> None:
+    recipe, run = context.recipe, context.run
+    where = str(run.recipe_path)
+    run.claim(
+        recipe.model_dump(mode="json"),
+        lambda old: validate(Recipe, old, where=where).model_dump(mode="json"),
+        free=("checkpoints", "faults", "parallel", "meshes"),
+    )
+    remedy = "free some, choose another --run, or take less text (curate.share, curate.max_megabytes)"
+    check_disk(run.path, disk_need(recipe), remedy=remedy)
 
 
 def _need(step: Step, context: Context) -> None:
@@ -135,9 +151,9 @@ def disk_need(recipe: Recipe) -> int:
     teacher = tokens * recipe.distil.top_k * (2 + 2 if recipe.tokenizer.vocab_size < 65_536 else 4 + 2)
     vocab = recipe.tokenizer.vocab_size
     sizes = {m: recipe.model_config_of(m, vocab_size=vocab).parameters() for m in ("flagship", *recipe.siblings)}
-    # each model folder in float32, and one checkpoint with its two moments and average, twice while it is replaced
+    # each model folder in float32, and checkpoints with two moments and an average, one more while it is written
     models = 4 * (5 * sizes["flagship"] + sum(4 * size for size in sizes.values()))
-    checkpoint = 2 * 16 * max(sizes.values())
+    checkpoint = (recipe.checkpoints.keep + 1) * 16 * max(sizes.values())
     return int(3 * text + 4 * tokens + teacher + models + checkpoint)
 
 

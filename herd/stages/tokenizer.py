@@ -13,7 +13,8 @@ from herd.stages.step import Context, Outcome
 from herd.tokenizer.bpe import Tokenizer
 from herd.tokenizer.hf_files import load_tokenizer
 from herd.tokenizer.learn import fertility, learn, learn_balanced
-from herd.tokenizer.shards import encode_documents, write_shards
+from herd.tokenizer.shard_writer import write_shards
+from herd.tokenizer.shards import encode_documents
 
 
 def run(context: Context, key: str) -> Outcome:

@@ -35,6 +35,24 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which rows of every batch a data-parallel rank takes: each `of`-th, from `index`."""
+
+    index: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.index < self.of, self
+
+    def rows(self, whole: int) -> int:
+        """Return how many rows each part of a batch of `whole` rows has, the empty ones among them."""
+        return -(-whole // self.of)
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True)
 class Example:
     """One document, or a piece of one: its ids and the loss weight of each id (of the first it is never used)."""
 
@@ -88,15 +106,19 @@ class _SmallestAtLeast:
         return value + ((above & -above).bit_length() - 1) if above else -1
 
 
-def collate(rows: Sequence[Sequence[Example]], *, row_length: int, pad_id: int) -> Batch:
-    """Lay documents out in rows as drawn in the module docstring."""
+def collate(rows: Sequence[Sequence[Example]], *, row_length: int, pad_id: int, top_k: int = 0) -> Batch:
+    """Lay documents out in rows as drawn in the module docstring; a row without documents is all padding.
+
+    With `top_k` there are places for a teacher's figures even where no document of these rows brings any.
+    """
     shape = (len(rows), row_length)
     tokens = np.full(shape, pad_id, np.int64)
     targets = np.full(shape, pad_id, np.int64)
     weights = np.zeros(shape, np.float32)
     documents = np.full(shape, -1, np.int64)
     positions = np.zeros(shape, np.int64)
-    teacher = _teacher_arrays(rows, shape)
+    teacher = _teacher_arrays(rows, shape, top_k)
+    counting = np.arange(row_length)
     for r, row in enumerate(rows):
         at = 0
         for d, example in enumerate(row):
@@ -106,7 +128,7 @@ def collate(rows: Sequence[Sequence[Example]], *, row_length: int, pad_id: int) 
             targets[place] = example.ids[1:]
             weights[place] = 1.0 if example.weights is None else example.weights[1:]
             documents[place] = d
-            positions[place] = np.arange(n)
+            positions[place] = counting[:n]
             if teacher is not None and example.teacher is not None:
                 teacher[0][place] = example.teacher[0][:n]
                 teacher[1][place] = example.teacher[1][:n]
@@ -116,9 +138,9 @@ def collate(rows: Sequence[Sequence[Example]], *, row_length: int, pad_id: int) 
     return Batch(*parts, teacher=pair)
 
 
-def _teacher_arrays(rows: Sequence[Sequence[Example]], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+def _teacher_arrays(
+    rows: Sequence[Sequence[Example]], shape: tuple[int, int], top_k: int
+) -> tuple[np.ndarray, np.ndarray] | None:
     first = next((example.teacher for row in rows for example in row if example.teacher is not None), None)
-    if first is None:
-        return None
-    k = first[0].shape[-1]
-    return np.zeros((*shape, k), np.int64), np.full((*shape, k), -np.inf, np.float32)
+    k = top_k if first is None else first[0].shape[-1]
+    return (np.zeros((*shape, k), np.int64), np.full((*shape, k), -np.inf, np.float32)) if k else None

@@ -1,27 +1,19 @@
-"""What happens after each step of the loop: metrics lines, checkpoints, progress. A tuple of these, run in order."""
+"""What happens after each step of the loop: metrics lines, progress. A tuple of these, run in order."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from herd.base.files import write_atomic
 from herd.base.progress import Progress, rounded
-from herd.train.checkpoint import Checkpoints
-from herd.train.feed import Feed
 from herd.train.loop import State
-from herd.train.optim import Optimizer
 
 
 class Metrics:
-    """One JSON line a step: step, tokens and the figures. On resuming, lines of steps that will run again are cut."""
+    """One JSON line a step: step, tokens and the figures. `write`: one rank does, the others keep nothing."""
 
-    def __init__(self, path: Path, *, from_step: int) -> None:
-        kept: list[str] = []
-        if from_step and path.exists():
-            kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:from_step]
-        write_atomic(path, "".join(kept))
-        self._path = path
+    def __init__(self, path: Path, *, write: bool = True) -> None:
+        self._path, self._write = path, write
         self._waiting: list[str] = []
 
     def __call__(self, state: State) -> None:
@@ -30,34 +22,17 @@ class Metrics:
 
     def flush(self) -> None:
         """Write the lines gathered so far; called before a checkpoint so that the file is never behind it."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(self._waiting))
+        if self._write:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(self._waiting))
         self._waiting.clear()
 
-
-class Saver:
-    """A checkpoint every `seconds` of work, and never at the last step: the model folder follows at once."""
-
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        optimizer: Optimizer,
-        feed: Feed,
-        metrics: Metrics,
-        *,
-        seconds: float,
-        steps: int,
-    ) -> None:
-        self._checkpoints, self._optimizer, self._feed, self._metrics = checkpoints, optimizer, feed, metrics
-        self._seconds, self._steps = seconds, steps
-        self._last = time.perf_counter()
-
-    def __call__(self, state: State) -> None:
-        if state.step == self._steps or time.perf_counter() - self._last < self._seconds:
-            return
-        self._metrics.flush()
-        self._checkpoints.save(state, self._optimizer, self._feed.state())
-        self._last = time.perf_counter()
+    def cut(self, step: int) -> None:
+        """Keep the lines of the first `step` steps: those after it will run again."""
+        self._waiting = []
+        if self._write:
+            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.exists() else []
+            write_atomic(self._path, "".join(lines[:step]))
 
 
 def reporter(progress: Progress, steps: int) -> Callable[[State], None]:

@@ -6,14 +6,16 @@ for each step: micro-batches from the feed -> summed loss, backward -> gradients
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from herd.model.transformer import Transformer
-from herd.runtime.process import sum_over_ranks
+from herd.parallel.worker import Alone, Worker
+from herd.train.batch import Batch
 from herd.train.feed import Feed
-from herd.train.objective import Objective
+from herd.train.objective import Loss, Objective
 from herd.train.optim import Diverged, Optimizer
 
 
@@ -31,7 +33,7 @@ Hook = Callable[[State], None]
 
 
 def fit(
-    model: Transformer,
+    model: Transformer | Worker,
     objective: Objective,
     feed: Feed,
     optimizer: Optimizer,
@@ -43,26 +45,27 @@ def fit(
 ) -> State:
     """Train until `steps` updates are made, calling every hook in order after each; return the final state.
 
+    model: a whole one, or this rank's part of one that is spread over several (herd.parallel.worker).
     The summed loss is divided by the summed weight over all micro-batches and ranks, so that 8 micro-batches of
     one row and one of 8 rows give the same gradient under ragged masks. Raises Diverged on a loss that isn't finite.
     """
     state = state or State()
-    device = next(model.parameters()).device
-    model.train()
+    worker = Alone(model) if isinstance(model, Transformer) else model
+    device = next(parameter.device for _, parameter in worker.named_parameters())
+    names = ("loss", "weight", "tokens", *objective.metrics)
+
+    def counted(part: Transformer, batch: Batch) -> Loss:
+        # where the loss is known, so that neither stages nor parts of rows count a token twice
+        loss = objective.loss(part, batch)
+        return replace(loss, metrics={**loss.metrics, "tokens": (batch.weights != 0).sum()})
+
+    worker.train()
     while state.step < steps:
         began = time.perf_counter()
-        sums: dict[str, torch.Tensor] = {}
-        tokens = 0
-        for _ in range(accumulate):
-            batch = next(feed).to(device)
-            loss = objective.loss(model, batch)
-            loss.total.backward()
-            tokens += int((batch.weights != 0).sum())
-            for name, value in {"loss": loss.total, "weight": loss.weight, **loss.metrics}.items():
-                value = value.detach().float()
-                sums[name] = sums[name] + value if name in sums else value
-        totals = dict(zip(sums, sum_over_ranks(torch.stack(list(sums.values()))).tolist(), strict=True))
-        weight = totals.pop("weight")
+        batches = [next(feed).to(device) for _ in range(accumulate)]
+        losses = worker.backward(counted, batches)
+        totals = dict(zip(names, worker.sum(_summed(losses, names, device)).tolist(), strict=True))
+        weight, tokens = totals.pop("weight"), round(totals.pop("tokens"))
         if not math.isfinite(totals["loss"]):
             raise Diverged(f"step {state.step + 1}: the loss is {totals['loss']}; lower optim.learning_rate")
         figures = {name: total / weight if weight else 0.0 for name, total in totals.items()}
@@ -73,3 +76,14 @@ def fit(
         for hook in hooks:
             hook(state)
     return state
+
+
+def _summed(losses: Sequence[Loss], names: Sequence[str], device: torch.device) -> Tensor:
+    """Return the sums over micro-batches, by name; zeros on a pipeline's stages that know no loss."""
+    found = torch.zeros(len(losses), len(names), dtype=torch.float64, device=device)
+    for row, loss in zip(found, losses, strict=True):
+        values = {"loss": loss.total, "weight": loss.weight, **loss.metrics}
+        assert values.keys() == set(names), f"the objective says it measures {names}, but it measured {list(values)}"
+        for place, name in enumerate(names):
+            row[place] = values[name].detach()
+    return found.sum(0)

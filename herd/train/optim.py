@@ -1,24 +1,30 @@
 """AdamW with float32 masters, and learning rates as functions of the step (arXiv:2407.21783, section 3.4)."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from herd.base.errors import HerdError
 from herd.train.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Return the rate of `step` (from 0) out of `steps`: linear warm-up, then the schedule."""
+    """Return the rate of `step` (from 0) out of `steps`: linear warm-up, then the schedule; beyond it the last rate."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     falling = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.learning_rate * (config.final_share + (1 - config.final_share) * falling)
+
+
+def own_norm(gradients: list[Tensor]) -> float:
+    """Return the norm of all gradients of one process."""
+    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 class Diverged(HerdError):
@@ -38,13 +44,18 @@ class Optimizer:
         *,
         steps: int,
         dtype: torch.dtype = torch.float32,
+        norm: Callable[[list[Tensor]], float] = own_norm,
     ) -> None:
-        """Take a float32 model's parameters; they are converted to `dtype`, the masters stay float32."""
-        self.config, self.steps = config, steps
+        """Take a float32 model's parameters; they are converted to `dtype`, the masters stay float32.
+
+        Shards (DTensor) stay float32 whatever `dtype` is: they are the masters, and converted when they are gathered.
+        norm: of all gradients, over all ranks that hold some.
+        """
+        self.config, self.steps, self._norm = config, steps, norm
         self._parameters = dict(named)
         self.masters: dict[str, nn.Parameter] = {}
         for name, parameter in self._parameters.items():
-            if dtype == torch.float32:
+            if dtype == torch.float32 or isinstance(parameter, DTensor):
                 self.masters[name] = parameter
             else:
                 self.masters[name] = nn.Parameter(parameter.detach().clone())
@@ -71,7 +82,7 @@ class Optimizer:
                 master.grad = parameter.grad.float()
                 parameter.grad = None
         grads = [master.grad for master in self.masters.values() if master.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(grads)) / weight
+        norm = self._norm(grads) / weight
         if not math.isfinite(norm):
             raise Diverged(f"step {step + 1}: the gradient's norm is {norm}; lower optim.learning_rate")
         # one pass divides by the batch's weight and clips
@@ -135,11 +146,15 @@ class Optimizer:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take masters, moments and average from `tensors`, and give the model its weights."""
+        """Take masters, moments and average from `tensors`, and give the model its weights; drop all else."""
+        self._average = {}
+        self._adamw.zero_grad(set_to_none=True)
         for name, master in self.masters.items():
             master.copy_(tensors[f"masters/{name}"])
             keys = ("step", "exp_avg", "exp_avg_sq")
             self._adamw.state[master] = {key: tensors[f"{key}/{name}"].clone() for key in keys}
             if f"average/{name}" in tensors:
                 self._average[name] = tensors[f"average/{name}"].clone()
+        for parameter in self._parameters.values():
+            parameter.grad = None
         self._copy_back()

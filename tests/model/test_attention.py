@@ -2,18 +2,22 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from toys import TOY, toy_documents, toy_model
 
-from herd.model import attention
+from herd.model import attention, long_rows
 from herd.model import cache as cache_module
 from herd.model.attention import attend, document_mask
 from herd.model.cache import PagedCache, Row, bytes_per_token
 from herd.model.norm import RMSNorm
 from herd.model.pieces import additive, cut
 from herd.model.published import PUBLISHED, published
+from herd.model.transformer import Transformer
 
 LENGTHS = [7, 1, 12, 5, 9]
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -117,6 +121,62 @@ def test_pieces_equal_the_fused_kernel(heads: int, kv_heads: int, length: int) -
         torch.testing.assert_close(pieces, kernel, **CLOSE)
     causal = cut(torch.ones(length, length, dtype=torch.bool).tril()[None, None].expand(2, -1, -1, -1), torch.float32)
     torch.testing.assert_close(attend(q, k, v, None), attend(q, k, v, causal), **CLOSE)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("length", [5, 33, 150])
+def test_long_rows_equal_the_fused_kernel(
+    heads: int, kv_heads: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_rows, "_QUERIES", 32)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(3, h, length, 8, generator=generator, requires_grad=True) for h in (heads, kv_heads, kv_heads)
+    )
+    above = torch.randn(3, heads, length, 8, generator=generator)
+    packed = torch.tensor([0] * (length // 3) + [1] * (length - length // 3 - 2) + [-1] * 2)
+    for documents in (packed, torch.arange(length) % 3, torch.full((length,), 4)):
+        rows = torch.stack((packed, documents, documents))
+        results = []
+        for bias in (long_rows.spans_of(rows), additive(document_mask(rows), torch.float32)):
+            out = attend(q, k, v, bias)
+            results.append((out, *torch.autograd.grad(out, (q, k, v), above)))
+        for long, kernel in zip(*results, strict=True):
+            torch.testing.assert_close(long, kernel, **CLOSE)
+
+
+def test_a_span_knows_where_its_documents_begin_and_whether_they_are_alone() -> None:
+    documents = torch.tensor([[0] * 200 + [1] * 300, [3] * 200 + [7] * 300])
+    found = [(s.queries.start, s.keys.start, s.keys.stop, s.alone) for s in long_rows.spans_of(documents).spans]
+    assert found == [(0, 0, 128, True), (128, 0, 256, False), (256, 200, 384, True), (384, 200, 500, True)]
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements of any tensor that an operator makes."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        sizes = [part.numel() for part in tree_leaves(out) if isinstance(part, torch.Tensor)]
+        self.most = max(self.most, *sizes, 0)
+        return out
+
+
+def test_nothing_of_a_long_row_grows_with_its_square() -> None:
+    """131,072 positions forward and backward, by shapes alone: the largest tensor is twice that of half the row."""
+    config = TOY.model_copy(update={"n_layers": 1, "max_positions": 131_072})
+    with torch.device("meta"):
+        model = Transformer(config)
+    most = []
+    for length in (65_536, 131_072):
+        documents = torch.arange(2).repeat_interleave(length // 2).unsqueeze(0)  # their places are known, though
+        with Largest() as largest:
+            hidden = model(torch.empty(1, length, dtype=torch.long, device="meta"), documents=documents)
+            hidden.sum().backward()
+        most.append(largest.most)
+    assert most[1] == 2 * most[0]
+    assert most[1] < 131_072 * 1024
 
 
 def test_a_piece_holds_only_the_keys_its_queries_see() -> None:

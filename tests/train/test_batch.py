@@ -1,17 +1,20 @@
 """Packing and feeds: every document once, no row overfull, and a place that resumes to the very next batch."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import toy_examples, toy_shards
+from toys import toy_examples, toy_model, toy_shards
 
 from herd.base.errors import DataError
-from herd.train.batch import Batch, Example, collate, pack
+from herd.distill.objective import Distill
+from herd.train.batch import Batch, Example, Part, collate, pack
 from herd.train.feed import ExampleSource, PackedFeed, ShardSource
+from herd.train.objective import NextToken
 
 
 @given(st.integers(1, 40).flatmap(lambda row: st.tuples(st.just(row), st.lists(st.integers(1, row + 1), max_size=60))))
@@ -112,6 +115,40 @@ def test_a_feed_goes_on_with_the_very_next_batch(source: ShardSource, taken: int
     assert feed.state()["epoch"] > 0
 
 
+@pytest.mark.parametrize("of", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("shorter_rows", [True, False])
+def test_the_parts_of_a_batch_are_the_whole(source: ShardSource, of: int, shorter_rows: bool) -> None:
+    """Row r of a batch is row r // of of part r % of; what is left over is empty, and all parts have one shape."""
+    options: dict[str, Any] = {"rows": 5, "row_length": 24, "pad_id": 0, "seed": 3, "shorter_rows": shorter_rows}
+    whole = PackedFeed(source, **options)
+    feeds = [PackedFeed(source, part=Part(i, of), **options) for i in range(of)]
+    for _ in range(2 * whole.batches_per_epoch):
+        batch, pieces = next(whole), [next(feed) for feed in feeds]
+        assert len({tuple(x.shape) for piece in pieces for x in (piece.tokens,)}) == 1
+        assert all(feed.state() == whole.state() for feed in feeds)
+        rows = batch.tokens.shape[0]
+        for x, *found in zip(parts(batch), *map(parts, pieces), strict=True):
+            laid = torch.stack(found, 1).flatten(0, 1)
+            assert torch.equal(laid[:rows], x)
+        assert laid.shape[0] < rows + of
+        assert all((piece.documents >= 0).eq(piece.weights > 0).all() for piece in pieces)
+        assert sum(float(piece.weights.sum()) for piece in pieces) == float(batch.weights.sum())
+        if not shorter_rows:
+            assert batch.tokens.shape == (5, 24)
+
+
+def test_a_part_without_rows_has_no_loss_and_a_gradient_of_0(source: ShardSource) -> None:
+    feed = PackedFeed(source, rows=1, row_length=24, pad_id=0, seed=0, part=Part(1, 2))
+    model = toy_model()
+    batch = next(feed)
+    for objective in (NextToken(), Distill(0.5)):
+        model.zero_grad()
+        loss = objective.loss(model, batch)
+        loss.total.backward()
+        assert float(loss.total.detach()) == float(loss.weight) == 0
+        assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
 def test_feeds_differ_by_seed_and_epochs_by_order(source: ShardSource) -> None:
     assert not same(next(feed_of(source, 0)), next(feed_of(source, 1)))
     feed = feed_of(source)
@@ -157,7 +194,7 @@ def test_short_documents_go_into_short_rows_and_each_is_shown_once() -> None:
 def test_cut_documents_predict_every_token_but_their_first_once(lengths: list[int], row_length: int) -> None:
     import tempfile
 
-    from herd.tokenizer.shards import write_shards
+    from herd.tokenizer.shard_writer import write_shards
 
     with tempfile.TemporaryDirectory() as folder:
         shards = write_shards(Path(folder), [(list(range(n)), ("en", "x")) for n in lengths], vocab_size=100)
