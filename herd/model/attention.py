@@ -71,7 +71,8 @@ def rows_bias(documents_bt: Tensor, dtype: torch.dtype) -> Bias:
 
 def bias_of(mask_b1ts: Tensor, dtype: torch.dtype) -> Tensor | tuple[Piece, ...]:
     """Return a mask as `attend` takes it: pieces on a processor, unless they are too much to keep; else 0 and -inf."""
-    if mask_b1ts.device.type == "cpu":
+    # a subclass, such as a tensor without memory, can't say where the mask is empty
+    if type(mask_b1ts) is Tensor and mask_b1ts.device.type == "cpu":
         pieces = cut(mask_b1ts, dtype)
         if sum(piece.bias_b11ts[0].numel() for piece in pieces) <= _MOST_PLAIN:
             return pieces

@@ -74,7 +74,8 @@ def _layer(run: Run, card: Card, efficiency: Efficiency, layers: int) -> Iterato
     how, n = run.parallel.recompute, run.positions
     for name, (inputs, outputs) in rank_products(run).items():
         once = layers * _product(card, efficiency, n, inputs, outputs, float8=run.parallel.float8)
-        again = how == "full" or (how == "selective" and name not in run.trainer.kept)
+        # recomputing ends with what the backward pass needs last: the input of w2
+        again = (how == "full" and name != "w2") or (how == "selective" and name not in run.trainer.kept)
         yield _Cost("products", once, once * again, 2 * once)
     once = layers * (attention_flops(run) / (card.bf16 * card.attention * card.clock) + efficiency.kernel)
     # the scores are computed again from queries and keys: five products backward for two forward

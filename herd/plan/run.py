@@ -22,7 +22,8 @@ class Trainer:
     stages_per_rank: under Interleaved1F1B; None takes the schedule's. overlapped: axes beside dp_shard whose
     communication hides behind products. kept: products whose results selective recompute keeps; gathers: and inputs.
     score_bytes: a score, all scores at once; None works them in pieces. masked: who sees whom is a dense mask, so that
-    attention computes the whole square. fused: norms and rotation are one kernel each when not compiled.
+    attention computes the whole square. fused: norms and rotation are one kernel each when not compiled. whole_table:
+    the embedding's gradient is whole on tensor parallel ranks (DTensor).
     """
 
     stages_per_rank: int | None = None
@@ -32,11 +33,12 @@ class Trainer:
     score_bytes: int | None = None
     masked: bool = False
     fused: bool = True
+    whole_table: bool = True
 
 
 HERD = Trainer(masked=True)
 # Section 3.3.2 takes a layer from the first and the last stage, so that 126 layers and two are 16 ranks x 8 stages.
-PAPER = Trainer(stages_per_rank=8, overlapped=("pp",))
+PAPER = Trainer(stages_per_rank=8, overlapped=("pp",), whole_table=False)
 # torchtitan at the end of 2024: every second product is computed again, scores are float32 at once
 TITAN = Trainer(kept=("wq", "wv", "w1", "w2"), gathers=False, score_bytes=12, fused=False)
 TRAINERS = {"herd": HERD, "paper": PAPER, "torchtitan": TITAN}
