@@ -55,6 +55,8 @@ class _Pieces(torch.autograd.Function):
     def forward(ctx: Any, q_bhtd: Tensor, k: Tensor, v: Tensor, pieces: tuple[Piece, ...]) -> Tensor:
         b, h, t, d = q_bhtd.shape
         q = (q_bhtd * d**-0.5).unflatten(1, (k.shape[1], -1))
+        if len(pieces) > 1:  # every product would first copy what isn't dense
+            k, v = k.contiguous(), v.contiguous()
         # laid out as the next product reads it, [b, t, h, d]
         out = q_bhtd.new_empty(b, t, h, d).transpose(1, 2)
         out_bkgtd, chances = out.unflatten(1, (k.shape[1], -1)), []

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from herd.model.linear import packs, times
+from herd.model.linear import product
 from herd.train.crossentropy import replace_by_gradient
 
 # scores of one piece (128 MiB in bfloat16)
@@ -35,14 +35,14 @@ class HeadLoss(torch.autograd.Function):
         sums = torch.zeros(2, device=hidden.device)
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         to_weight: Tensor | None = None
-        keep = any(ctx.needs_input_grad)
+        keep, layer = any(ctx.needs_input_grad), product(weight, rows=hidden.shape[0])
         for rows in _pieces(hidden.shape[0], weight.shape[0]):
             h = hidden[rows]
             top = (None, None) if top_ids is None or top_logprobs is None else (top_ids[rows], top_logprobs[rows])
-            scores = product(h, weight)
+            scores = layer(h)
             sums += torch.stack(replace_by_gradient(scores, targets[rows], weights[rows], *top, share, keep=keep))
             if to_hidden is not None:
-                to_hidden[rows] = product(scores, weight.t())
+                torch.mm(scores, weight, out=to_hidden[rows])
             if ctx.needs_input_grad[1]:
                 part = scores.t() @ h
                 # many pieces are summed in float32
@@ -54,13 +54,11 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        below = (None if g is None else g * grads[0] for g in ctx.saved_tensors)
-        return *below, None, None, None, None, None
-
-
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x [n, in] times weight [out, in]."""
-    return times(x, weight) if packs(x) else x @ weight.t()
+        to_hidden, to_weight = ctx.saved_tensors
+        # on a GPU asking would cost more than the product
+        if grads[0].device.type != "cpu" or float(grads[0]) != 1.0:
+            to_hidden, to_weight = (None if g is None else g * grads[0] for g in (to_hidden, to_weight))
+        return to_hidden, to_weight, None, None, None, None, None
 
 
 def _pieces(count: int, width: int) -> list[slice]:
