@@ -24,7 +24,7 @@ import random
 import statistics
 
 import torch
-from speculation import Timed, median_range, timed, warm
+from speculation import Timed, median_range, play, warm
 from torch import Tensor
 
 from herd.engine.engine import Engine
@@ -83,16 +83,16 @@ def beginning(model: Transformer, layers: int) -> Transformer:
 def loudness(model: Transformer, layers: int, right: float) -> float:
     """Return how loud the layers behind the first may be for both to choose the same id so often."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(model.config.vocab_size, (8, 64), generator=generator)
-    dice = torch.rand((8, 64, 1), generator=generator, dtype=torch.float64)
+    ids = torch.randint(model.config.vocab_size, (4, 64), generator=generator)
+    dice = torch.rand((4, 64, 1), generator=generator, dtype=torch.float64)
 
     def chosen(part: Transformer) -> Tensor:
         sums = part.logits(part(ids)).softmax(-1).double().cumsum(-1)
         return torch.searchsorted(sums, dice * sums[..., -1:], right=True)
 
     wanted = chosen(beginning(model, layers))
-    low, high, now = 1e-4, 3.0, 1.0
-    for _ in range(9):
+    low, high, now = 1e-3, 1.0, 1.0
+    for _ in range(7):
         middle = (low * high) ** 0.5
         hush(model, layers, middle / now)
         now = middle
@@ -140,8 +140,9 @@ def main() -> None:
     parser.add_argument("--siblings", nargs="+", type=int, default=[1, 3, 6], help="their layers")
     parser.add_argument("--right", nargs="+", type=float, default=[0.6, 0.8, 0.95])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 4, 16])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--realtime", action="store_true", help="at a real-time priority, for machines that others use")
     options = parser.parse_args()
     shape = config(options.width, options.layers, options.vocab)
     model = random_model(shape)
@@ -167,7 +168,7 @@ def main() -> None:
             one.generate(asked)
             right = one.stats().accepted / one.stats().drafted
             del one
-            rounds = [{name: timed(engine, asked) for name, engine in ways.items()} for _ in range(options.rounds + 1)]
+            rounds = play(ways, asked, rounds=options.rounds + 1, realtime=options.realtime)
             cells = [
                 f"{layers} of {shape.n_layers}",
                 f"{weights_read(sibling) / weights_read(made):.2f}",

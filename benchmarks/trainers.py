@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from herd.model.config import ModelConfig
 from herd.model.hf import hf_name
 from herd.model.transformer import Transformer
+from herd.runtime.allocator import keep_freed_memory
 from herd.train.batch import Batch, Example
 from herd.train.config import OptimConfig
 from herd.train.feed import ExampleSource, Feed, PackedFeed
@@ -92,6 +93,7 @@ class Herd(Trainer):
 
     def __init__(self, task: Task, kind: str, threads: int) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         model, feed = drawn(task.model), _feed(task)
         optimizer = Optimizer(model.named_parameters(), OPTIM, steps=1 << 30, dtype=torch.bfloat16)
         if kind == "compiled":

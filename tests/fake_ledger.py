@@ -131,7 +131,8 @@ def fake_ledger() -> list[Record]:
         seconds=4,
     )
     fake.train("pretrain", "flagship/pretrain", tokens=4_194_304, seconds=180)
-    fake.train("long-context", "flagship/long", tokens=524_288, seconds=25)
+    fake.train("long-context/1024", "flagship/long/1024", tokens=262_144, seconds=15)
+    fake.train("long-context/4096", "flagship/long/4096", tokens=262_144, seconds=10)
     fake.train("anneal", "flagship/base", tokens=524_288, seconds=24)
     fake.stage("teacher", {"model": "flagship/base", "tokens": 999_999, "top_k": 16}, seconds=20)
     for name in ("small", "tiny"):
@@ -184,7 +185,8 @@ def _scores(fake: Fake) -> None:
 
 
 def fake_curves() -> dict[str, list[dict[str, float]]]:
-    steps = ("pretrain", "long-context", "anneal", "distil/small", "alone/small", "distil/tiny", "alone/tiny")
+    steps = ("pretrain", "long-context/1024", "long-context/4096", "anneal", "distil/small", "alone/small")
+    steps += ("distil/tiny", "alone/tiny")
     steps += ("sft/flagship", "dpo/flagship", "sft/small", "guard")
     return {
         step: [

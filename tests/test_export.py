@@ -267,7 +267,8 @@ def test_a_flagship_from_elsewhere(toy_run: Path, tmp_path: Path) -> None:
     """Continued from imported weights, with a stage of no tokens passing them on, siblings distilled from it."""
     export(open_folder(toy_run / "flagship/base"), tmp_path / "meta", Plan("meta"), Silent())
     run = tmp_path / "run"
-    overrides = [f"flagship={tmp_path / 'meta'}", "pretrain.tokens=0", "long_context.tokens=0", "anneal.tokens=2000"]
+    meta = tmp_path / "meta"
+    overrides = [f"flagship={meta}", "pretrain.tokens=0", "long_context.stages=[]", "anneal.tokens=2000"]
     for verb in ("curate", "tokenizer", "pretrain", "distil"):
         done = herd(verb, str(TOY_RECIPE), *overrides, "--run", str(run))
         assert done.returncode == 0, done.stderr

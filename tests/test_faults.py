@@ -15,7 +15,8 @@ from herd.runtime.signals import EXIT_STOPPED
 from tests.conftest import ROOT, TOY, herd
 
 # (step, how many of its progress reports): 0 is its very beginning
-MOMENTS = [("curate", 1), ("pretrain", 0), ("pretrain", 7), ("long-context", 2), ("anneal", 4), ("teacher", 3)]
+MOMENTS = [("curate", 1), ("pretrain", 0), ("pretrain", 7), ("long-context/512", 1), ("long-context/1024", 4)]
+MOMENTS += [("anneal", 4), ("teacher", 3)]
 MOMENTS += [("distil/small", 5), ("alone/tiny", 2), ("sft/flagship", 3), ("dpo/flagship", 2), ("guard", 1)]
 MOMENTS += [("eval/flagship/instruct", 5), ("card", 0)]
 

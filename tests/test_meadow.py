@@ -13,7 +13,8 @@ STAGES = [
     "curate",
     "tokenizer",
     "pretrain",
-    "long-context",
+    "long-context/512",
+    "long-context/1024",
     "anneal",
     "teacher",
     "distil/small",
@@ -41,7 +42,7 @@ def test_the_run_folder_is_as_the_design_says(toy_run: Path) -> None:
     for model in ("flagship/base", "flagship/instruct", "siblings/small/base", "siblings/small/instruct", "guard"):
         files = {path.name for path in (toy_run / model).iterdir()}
         assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.model"} <= files
-    for name in ("recipe.yaml", "MODEL_CARD.md", "card.html", "corpus/documents.jsonl", "shards/tokens.bin"):
+    for name in ("recipe.yaml", "MODEL_CARD.md", "card.html", "corpus/documents.jsonl", "shards/tokens-00000.bin"):
         assert (toy_run / name).stat().st_size > 0
     assert list((toy_run / "checkpoints").iterdir()) == []
 
@@ -59,7 +60,7 @@ def test_losses_fall_and_tokens_are_counted(toy_run: Path) -> None:
 def test_held_out_text_is_scored_while_the_flagship_trains(toy_run: Path) -> None:
     record = Ledger(toy_run / "ledger.jsonl").latest("pretrain")
     assert record is not None
-    rows = list(record.facts["heldout"].values())
+    rows = list(record.facts["watch"].values())
     assert len(rows) == 4
     for lang in ("en", "hi", "th"):
         assert rows[-1]["bits_per_byte"][lang] < rows[0]["bits_per_byte"][lang]

@@ -9,7 +9,7 @@ from herd.base.ledger import Record
 from herd.card.figures import Figure
 
 RECIPE = "recipe"
-BASE = ("pretrain", "long-context", "anneal")  # the steps that make the flagship's base
+BASE = ("pretrain", "long-context", "anneal")  # heads of the steps that make the flagship's base
 TRAINING = (*BASE, "distil", "alone", "sft", "dpo", "guard")
 _NUMBERS = {"bits_per_byte": "bits"}
 
@@ -106,6 +106,10 @@ class Book:
     def training(self) -> tuple[Record, ...]:
         """Return the newest records of the training steps, skipped ones too, in ledger order."""
         return tuple(r for step, r in self.stages.items() if step.partition("/")[0] in TRAINING)
+
+    def base_steps(self) -> tuple[str, ...]:
+        """Return the steps that made the flagship's base, in ledger order; of long context there may be several."""
+        return tuple(step for step in self.stages if step.partition("/")[0] in BASE)
 
     def made(self, *steps: str) -> list[Record]:
         """Return the newest records of these steps, without those that are absent or were skipped."""

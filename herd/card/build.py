@@ -9,9 +9,10 @@ from herd.card.document import Card, Chart, Section
 from herd.card.section_data import training_data
 from herd.card.section_evidence import evidence, reproduce
 from herd.card.section_goodput import goodput
+from herd.card.section_long import long_context
 from herd.card.section_models import intended_use, models, summary, tiles, title
 from herd.card.section_safety import safety
-from herd.card.section_scores import benchmarks, distilled_or_alone, languages, long_context
+from herd.card.section_scores import benchmarks, distilled_or_alone, languages
 from herd.card.section_training import energy, training
 
 

@@ -20,10 +20,15 @@ SERIES = tuple(f"#a0b0{i:02d}" for i in range(10, 18))
 COLD, HOT = (226, 232, 240), (22, 78, 140)
 
 
-def loss_chart(
-    title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], *, sources: tuple[str, ...] = ()
+def line_chart(
+    title: str,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    sources: tuple[str, ...] = (),
+    axes: tuple[str, str] = ("tokens in this stage", "loss"),
+    caption: str = "Loss against tokens seen in the stage; each point is the mean over its stretch of steps.",
 ) -> Chart | None:
-    """Draw loss against tokens, one line a curve. Returns None when no curve has two points."""
+    """Draw what rows hold as "loss" against their tokens, one line a curve. None when no curve has two points."""
     points, plain = [], []
     for name, rows in curves.items():
         line = _line(rows)
@@ -41,14 +46,13 @@ def loss_chart(
             "x": {
                 "field": "tokens",
                 "type": "quantitative",
-                "title": "tokens in this stage",
+                "title": axes[0],
                 "axis": {"format": "~s", "tickCount": 6},
             },
-            "y": {"field": "loss", "type": "quantitative", "scale": {"zero": False}, "title": "loss"},
+            "y": {"field": "loss", "type": "quantitative", "scale": {"zero": False}, "title": axes[1]},
             "color": _colour("curve", names),
         },
     )
-    caption = "Loss against tokens seen in the stage; each point is the mean over its stretch of steps."
     return Chart(title, spec, caption, sources, "; ".join(plain), tuple(names))
 
 
@@ -111,7 +115,12 @@ def _score_rows(scores: Mapping[tuple[str, str], Figure], *, percent: bool) -> l
 
 
 def heat_chart(
-    title: str, cells: Mapping[tuple[str, str], Figure], *, lengths: Sequence[str], depths: Sequence[str]
+    title: str,
+    cells: Mapping[tuple[str, str], Figure],
+    *,
+    lengths: Sequence[str],
+    depths: Sequence[str],
+    unit: str = "characters",
 ) -> Chart | None:
     """Draw shares in 0..1 as a grid of length by depth, each cell with its figure. None without values."""
     rows = [
@@ -129,7 +138,7 @@ def heat_chart(
             "field": "length",
             "type": "ordinal",
             "sort": list(lengths),
-            "title": "length in characters",
+            "title": f"length in {unit}",
             "axis": {"labelAngle": 0},
         },
         "y": {"field": "depth", "type": "ordinal", "sort": list(depths), "title": "depth of the needle"}

@@ -5,7 +5,7 @@ from typing import Any
 
 from herd.base.languages import LANGUAGES
 from herd.base.ledger import Record
-from herd.card.book import BASE, Book, look_up
+from herd.card.book import Book, look_up
 from herd.card.document import Cell, Prose, Section, Table, escape
 from herd.card.figures import Figure
 
@@ -20,7 +20,7 @@ def tiles(book: Book) -> tuple[tuple[str, Figure], ...]:
     pretrain = book.stages.get("pretrain")
     return (
         ("parameters, flagship", book.figure(pretrain, "facts", "parameters", unit="amount")),
-        ("training tokens, flagship", training_tokens(book, *BASE)),
+        ("training tokens, flagship", training_tokens(book, *book.base_steps())),
         ("knowledge, flagship instruct", book.score("knowledge", "flagship/instruct")),
         ("violation rate, with guard", book.score("violation_rate", "flagship/instruct+guard")),
     )
@@ -43,7 +43,7 @@ def summary(book: Book) -> Section:
         "in [Evidence](#evidence). What was not measured says so."
     )
     figures = {
-        "tokens": training_tokens(book, *BASE),
+        "tokens": training_tokens(book, *book.base_steps()),
         "documents": documents(book),
         "cutoff": cutoff(book),
     }
@@ -157,7 +157,7 @@ def total(records: Sequence[Record], *path: str, unit: str) -> Figure:
 
 def _families(book: Book) -> dict[str, tuple[str, ...]]:
     """Return row name -> the steps that made the model."""
-    families: dict[str, tuple[str, ...]] = {"flagship": BASE}
+    families: dict[str, tuple[str, ...]] = {"flagship": book.base_steps()}
     families |= {name: (f"distil/{name}",) for name in book.siblings()}
     return families | ({"guard": ("guard",)} if book.made("guard") else {})
 

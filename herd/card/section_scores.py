@@ -1,13 +1,13 @@
-"""The card's scores: benchmarks of the whole family, distilled against alone, each language, long context."""
+"""The card's scores: benchmarks of the whole family, distilled against alone, each language."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from herd.base.languages import LANGUAGES
 from herd.card.book import Book, model_label
-from herd.card.document import Block, Cell, Prose, Section, Table, escape
+from herd.card.document import Block, Cell, Prose, Section, Table
 from herd.card.figures import Figure
-from herd.card.plots import heat_chart, score_chart
+from herd.card.plots import score_chart
 
 TASKS = (
     "knowledge", "knowledge_crosslingual", "reasoning", "arithmetic", "code", "tools", "language", "needle",
@@ -163,49 +163,3 @@ def _fertility(book: Book) -> Block:
 def language_name(code: str) -> str:
     """Return a language's English name, or its code where herd has none."""
     return LANGUAGES[code].name if code in LANGUAGES else code
-
-
-def long_context(book: Book) -> Section:
-    """Return the needle test by length and depth: a table and a heat map for each model that has both."""
-    models = [m for m in book.scored_models("needle") if book.breakdown("needle", m, "length_depth")]
-    text = (
-        "A number is told once in a long text, at some depth of it (0 the start, 1 the end), and asked for "
-        "after the end. Length is in characters."
-    )
-    if not models:
-        scored = [(model_label(m), book.score("needle", m)) for m in book.scored_models("needle")]
-        figures = {f"m{i}": figure for i, (_, figure) in enumerate(scored)}
-        listed = "; ".join(f"{escape(name)} {{m{i}}}" for i, (name, _) in enumerate(scored)) or "not measured"
-        return Section(
-            "long-context",
-            "Long context",
-            (Prose(f"{text}\n\nNeedle by length and depth: {listed}.", figures),),
-        )
-    blocks: list[Block] = [Prose(text)]
-    for model in models:
-        blocks += _needle(book, model)
-    return Section("long-context", "Long context", tuple(blocks))
-
-
-def _needle(book: Book, model: str) -> Iterator[Block]:
-    keys = [tuple(key.split("|", 1)) for key in book.breakdown("needle", model, "length_depth") if "|" in key]
-    lengths, depths = _sorted({k[0] for k in keys}), _sorted({k[1] for k in keys})
-    cells = {(a, b): book.score("needle", model, "length_depth", f"{a}|{b}") for a, b in keys}
-    rows: list[tuple[Cell, ...]] = [
-        (depth, *(cells.get((length, depth), Figure(None, "share")) for length in lengths)) for depth in depths
-    ]
-    title = f"Needle: {model_label(model)}"
-    chart = heat_chart(f"{title}, drawn", cells, lengths=lengths, depths=depths)
-    yield Table(title, ("Depth", *(f"{length} characters" for length in lengths)), tuple(rows))
-    if chart:
-        yield chart
-
-
-def _sorted(values: set[str]) -> Sequence[str]:
-    def key(text: str) -> tuple[float, str]:
-        try:
-            return float(text), text
-        except ValueError:
-            return math.inf, text
-
-    return sorted(values, key=key)

@@ -8,8 +8,9 @@ from herd.base.ledger import Record
 from herd.card.book import BASE, RECIPE, Book, look_up, model_label
 from herd.card.document import Block, Cell, Chart, Prose, Section, Table, escape
 from herd.card.figures import Figure
-from herd.card.plots import loss_chart
+from herd.card.plots import line_chart
 from herd.card.section_models import total
+from herd.card.section_watch import watched
 
 _STAGES = (
     "Step", "Model", "Optimizer steps", "Tokens", "Tokens a batch", "Peak learning rate",
@@ -39,7 +40,7 @@ def training(book: Book) -> Section:
             "each other."
         ),
         Table("Stages", _STAGES, tuple(rows)),
-        *_heldout(book),
+        *watched(book),
         *(_curves(book)),
     ]
     return Section("training", "Training", tuple(blocks))
@@ -76,24 +77,6 @@ def _stage_row(book: Book, record: Record) -> tuple[Cell, ...]:
     )
 
 
-def _heldout(book: Book) -> list[Block]:
-    """Return held-out bits per byte as the flagship's base stages went on, one row a measurement."""
-    watched = [(record, step) for record in book.training() for step in record.facts.get("heldout") or {}]
-    found = (record.facts["heldout"][step]["bits_per_byte"] for record, step in watched)
-    languages = list(dict.fromkeys(lang for values in found for lang in values))
-    if not languages:
-        return []
-    body = [
-        (
-            f"{record.step}, step {step}",
-            book.figure(record, "facts", "heldout", step, "tokens", unit="amount"),
-            *(book.figure(record, "facts", "heldout", step, "bits_per_byte", lang, unit="bits") for lang in languages),
-        )
-        for record, step in watched
-    ]
-    return [Table("Held-out bits per byte while training", ("When", "Tokens", *languages), tuple(body))]
-
-
 def _curves(book: Book) -> list[Chart]:
     groups: dict[str, dict[str, str]] = {}
     for step in book.curves:
@@ -108,7 +91,7 @@ def _curves(book: Book) -> list[Chart]:
     charts = []
     for name, steps in groups.items():
         sources = tuple(book.stages[step].id for step in steps if step in book.stages)
-        chart = loss_chart(name, {label: book.curves[step] for step, label in steps.items()}, sources=sources)
+        chart = line_chart(name, {label: book.curves[step] for step, label in steps.items()}, sources=sources)
         charts += [chart] if chart else []
     return charts
 

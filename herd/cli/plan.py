@@ -157,7 +157,7 @@ def _resolve(model: str) -> "tuple[ModelConfig, dict[str, int]]":
         return config, _usual(config)
     if model.endswith((".yaml", ".yml")) or (RECIPES / f"{model}.yaml").is_file():
         recipe = load_recipe(model)
-        config = recipe.model_config_of("flagship", vocab_size=recipe.tokenizer.vocab_size, long=False)
+        config = recipe.model_config_of("flagship", vocab_size=recipe.tokenizer.vocab_size, stages=0)
         return config, {"seq": recipe.pretrain.context, "batch": recipe.pretrain.batch_tokens}
     try:
         config = published(model)

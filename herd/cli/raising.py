@@ -29,7 +29,7 @@ OverridesArgument = Annotated[
         metavar="[KEY=VALUE]...", help="Changes to the recipe, such as corpus=texts/ or pretrain.tokens=1e6."
     ),
 ]
-RunOption = Annotated[Path | None, typer.Option("--run", help="The run folder; runs/NAME unless given.")]
+RunOption = Annotated[Path | None, typer.Option("--run", "--into", help="The run folder; runs/NAME unless given.")]
 
 
 NprocOption = Annotated[
@@ -37,6 +37,14 @@ NprocOption = Annotated[
 ]
 RestartsOption = Annotated[
     int, typer.Option("--restarts", min=0, help="With --nproc: how often all start again when one has died.")
+]
+SlurmOption = Annotated[
+    str | None,
+    typer.Option(
+        "--slurm",
+        metavar="KEY=VALUE,...",
+        help="Submit as a Slurm job, queued again until it is done: nodes=2,tasks=8,minutes=1440,partition=NAME.",
+    ),
 ]
 
 
@@ -46,6 +54,7 @@ def raise_command(
     run: RunOption = None,
     nproc: NprocOption = 1,
     restarts: RestartsOption = 0,
+    slurm: SlurmOption = None,
 ) -> None:
     """Raise a herd: every stage of a recipe, from text to model card. Stopped, it goes on where it was.
 
@@ -60,6 +69,8 @@ def raise_command(
 
     chosen = load_recipe(recipe, overrides or [])
     folder = run or Path("runs") / chosen.name
+    if slurm is not None:
+        return submitted(chosen, ["raise", recipe, *(overrides or []), "--run", str(folder)], folder, slurm)
     if nproc > 1:
         launched(chosen, ["raise", recipe, *(overrides or []), "--run", str(folder)], nproc, restarts)
     if not world().leads:
@@ -79,6 +90,19 @@ def launched(recipe: "Recipe", arguments: list[str], nproc: int, restarts: int) 
 
     check_meshes(recipe, ranks=nproc)
     raise typer.Exit(launch(arguments, processes=nproc, restarts=restarts, grace=recipe.faults.grace_seconds))
+
+
+def submitted(recipe: "Recipe", arguments: list[str], folder: Path, slurm: str) -> None:
+    """Submit this command as a Slurm job, when every training step has a mesh of so many processes."""
+    from herd.runtime.slurm import Job, submit
+    from herd.stages.meshes import check_meshes
+
+    job = Job.parse(slurm)
+    check_meshes(recipe, ranks=job.processes)
+    logs = folder.with_name(f"{folder.name}.slurm")  # beside the run: a new run folder has to be empty
+    gpus = recipe.runtime.device in ("auto", "cuda") and job.cluster == "slurm"
+    made = submit(arguments, job, logs=logs, gpus=gpus, grace_seconds=recipe.faults.grace_seconds)
+    print(f"job {made.job_id} of {job.processes} processes; its words: {made.paths.stdout}, {made.paths.stderr}")
 
 
 def finish() -> None:

@@ -30,7 +30,7 @@ _SHARE = 0.01  # of the time: what drafting may lose
 _FIRST, _MOST = 4.0, 256.0  # plain rounds that a trial may lose: the first one, and any
 _ODD = 64.0  # plain rounds that one round can lose; more was other work on the machine
 _LOOK = 5  # plain rounds that are measured before a trial
-_CHECK = 32  # rounds of drafting after which a plain one is measured again
+_CHECK = 32  # rounds of drafting after which a plain one is measured again, or of rest after a trial that has won
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,13 @@ class Batch:
         self.allowance = self._trial
 
     def rest(self) -> None:
-        """End a trial; the next one may lose twice as much."""
-        self._trial = min(_MOST, 2 * self._trial)
-        self.earn()
+        """End a trial; the next one may lose twice as much. After one that has won it comes soon, a few times over."""
+        if self.allowance > self._trial:
+            self.allowance /= 2
+            self._begin(_CHECK)
+        else:
+            self._trial = min(_MOST, 2 * self._trial)
+            self.earn()
 
     def note(self, seen: Round) -> None:
         """Take note of a round."""
@@ -199,10 +203,10 @@ class Pace:
         return self._all.hits / self._all.tries
 
     def _rest(self, batch: Batch) -> None:
+        self._lost |= batch.allowance < 0
         batch.rest()
-        self._lost = True
         for other in self._batches.values():
-            if other.fresh:
+            if self._lost and other.fresh:
                 other.earn()
         self._all = _unknown()
         self._own.clear()

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from herd.model.cache import CacheView, Pass
 from herd.model.config import ModelConfig
+from herd.model.linear import project
 from herd.model.long_rows import spans_of
 from herd.model.pieces import Piece, additive, attend_in_pieces, cut
 from herd.model.rope import rotate
@@ -124,7 +125,7 @@ class Attention(nn.Module):
     def forward(self, x_bte: Tensor, step: Step) -> Tensor:
         """Return [b, t, e]."""
         joined = None if torch.is_grad_enabled() else self.joined
-        q_bt, k_bt, v_bt = joined(x_bte) if joined else (self.wq(x_bte), self.wk(x_bte), self.wv(x_bte))
+        q_bt, k_bt, v_bt = joined(x_bte) if joined else project(x_bte, self.wq, self.wk, self.wv)
         if isinstance(step.cache, Pass):
             q_thd, k_thd, v_thd = (part[0].unflatten(-1, (-1, self.head_size)) for part in (q_bt, k_bt, v_bt))
             out_thd = step.cache.attend(self.layer, q_thd, k_thd, v_thd, step.cos_btd[0], step.sin_btd[0])
@@ -137,7 +138,7 @@ class Attention(nn.Module):
         else:
             step.cache.store(self.layer, k_bhtd, v_bhtd)
             out_bhtd = attend_cached(q_bhtd, step.cache, self.layer, step.biases)
-        return self.wo(out_bhtd.transpose(1, 2).flatten(2))
+        return project(out_bhtd.transpose(1, 2).flatten(2), self.wo)[0]
 
     def _heads(self, x_bt: Tensor) -> Tensor:
         # -1: under tensor parallelism a rank holds only some of the heads

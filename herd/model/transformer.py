@@ -10,14 +10,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from herd.model.attention import Attention, Bias, Reach, Step, bias_of, rows_bias
 from herd.model.cache import CacheView, Pass
 from herd.model.config import ModelConfig
 from herd.model.fresh import draw
+from herd.model.linear import project
 from herd.model.norm import RMSNorm
 from herd.model.rope import inverse_frequencies, rotation_table
+from herd.model.swiglu import gate
 
 
 class FeedForward(nn.Module):
@@ -34,7 +35,7 @@ class FeedForward(nn.Module):
         """Return [b, t, e]."""
         if self.joined is not None and not torch.is_grad_enabled():
             return self.w2(self.joined(x_bte))
-        return self.w2(F.silu(self.w1(x_bte)) * self.w3(x_bte))
+        return project(gate(*project(x_bte, self.w1, self.w3)), self.w2)[0]
 
 
 class Block(nn.Module):

@@ -16,16 +16,26 @@ from herd.parallel.config import AXES, ParallelConfig
 
 @dataclass(frozen=True)
 class Mesh:
-    """This rank's place among all. `root` has the axes of config.AXES, those of one rank too."""
+    """This rank's place among all, in two views of the same ranks, which both have axes of one rank too.
+
+    root: the axes of config.AXES. weights: dp_shard and cp as one axis, over which FSDP shards weights.
+    """
 
     config: ParallelConfig
     root: DeviceMesh
+    weights: DeviceMesh
 
     @classmethod
     def of(cls, config: ParallelConfig, device: torch.device) -> "Mesh":
         """Lay the ranks of the process group out."""
         assert config.ranks == dist.get_world_size(), f"{config.describe()} in a world of {dist.get_world_size()}"
-        return cls(config, init_device_mesh(device.type, config.sizes, mesh_dim_names=AXES))
+        pp, replicas, shards, cp, tp = config.sizes
+        names = ("pp", "dp_replicate", "fsdp", "tp")
+        return cls(
+            config,
+            init_device_mesh(device.type, config.sizes, mesh_dim_names=AXES),
+            init_device_mesh(device.type, (pp, replicas, shards * cp, tp), mesh_dim_names=names),
+        )
 
     def rank(self, axis: str) -> int:
         """Return this rank's place along an axis."""
@@ -42,9 +52,13 @@ class Mesh:
 
     @cached_property
     def shards(self) -> DeviceMesh:
-        """The mesh over which FSDP shards weights (dp_shard and cp together), and replicates them."""
-        self.root["dp_shard", "cp"]._flatten("fsdp")
-        return self.root["dp_replicate", "fsdp"] if self.config.dp_replicate > 1 else self.root["fsdp"]
+        """The mesh over which FSDP shards weights, and replicates them where there are replicas."""
+        return self.weights["dp_replicate", "fsdp"] if self.config.dp_replicate > 1 else self.weights["fsdp"]
+
+    @property
+    def heads(self) -> DeviceMesh:
+        """The mesh over which tensor parallelism splits weights: of the same view as `shards`."""
+        return self.weights["tp"]
 
     @cached_property
     def _tokens(self) -> DeviceMesh:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from herd.base.errors import ConfigError
 from herd.model.config import ModelConfig
 from herd.model.source import Source
 from herd.model.transformer import Transformer
 from herd.parallel.config import ParallelConfig, layers_of, stages_of
+from herd.parallel.float8 import to_float8
 from herd.parallel.mesh import Mesh
 from herd.parallel.pipeline import Pipeline, StageModel
 from herd.parallel.recompute import recompute
@@ -139,8 +141,10 @@ def spread(source: Source, config: ParallelConfig, *, device: torch.device, dtyp
 def lay_out(shape: ModelConfig, config: ParallelConfig, *, device: torch.device, dtype: torch.dtype) -> Worker:
     """Make this rank's part of a model, which has no memory yet (`fill` gives it some).
 
-    Order matters: stages, tensor parallel, recompute, compile, shards; then memory is given and filled.
+    Order matters: stages, float8, tensor parallel, recompute, compile, shards; then memory is given and filled.
     """
+    if config.offload and device.type != "cuda":
+        raise ConfigError("parallel.offload: this device's memory is the host's already; leave it out")
     mesh = Mesh.of(config, device)
     count = config.stages
     made: list[tuple[int, StageModel]] = []
@@ -159,8 +163,10 @@ def lay_out(shape: ModelConfig, config: ParallelConfig, *, device: torch.device,
 
 def _laid_out(model: Transformer, mesh: Mesh, dtype: torch.dtype, *, piped: bool) -> nn.Module:
     """Make a model, or a stage, one rank's part; return what runs it."""
+    if mesh.config.float8:
+        to_float8(model, torch.device(mesh.root.device_type))
     if mesh.config.tp > 1:
-        tensor_parallel(model, mesh.root["tp"])
+        tensor_parallel(model, mesh.heads)
     for i in own(model):
         recompute(model.layers[i], mesh.config.recompute)
         if mesh.config.compile:

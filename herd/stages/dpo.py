@@ -48,5 +48,6 @@ def run(context: Context, key: str) -> Outcome:
     feed.set_reference(trained_model(context, f"{folder}/sft").to(context.machine.dtype))
     steps = max(1, math.ceil(section.epochs * len(feed) / (batches.rows * section.accumulate)))
     about = {"pairs": len(feed), "beta": section.beta, "nll": section.nll, "epochs": section.epochs}
-    plan = Plan(Preference(section.beta, section.nll), feed, section.optim, steps, mesh, section.accumulate, about)
+    objective = Preference(section.beta, section.nll)
+    plan = Plan(objective, feed, section.optim, steps, mesh, section.accumulate, about, watch=section.watch, chat=True)
     return train(context, key, start, plan, output=f"{folder}/instruct")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from herd.base.errors import RunError
+from herd.base.errors import ConfigError, RunError
 from herd.base.files import hash_file, hash_tree, read_jsonl, write_jsonl
 from herd.base.ledger import Ledger
 from herd.base.progress import Progress
@@ -89,6 +89,14 @@ def score_elsewhere(
         ledger.append("score", step, facts=score.facts, cost=score.cost, reads=reads, writes=writes)
     progress.stage("eval", "done", f"{len(ledger.records)} scores")
     return ledger
+
+
+def task_items(corpus: Path, task: str) -> list[Mapping[str, Any]]:
+    """Return the items of a task, by its name on the card. Raises ConfigError when the corpus has none."""
+    files = {SAFETY.get(path.stem, path.stem): path for path in sorted((corpus / "bench").glob("*.jsonl"))}
+    if task not in files:
+        raise ConfigError(f"task {task!r}: the corpus has no items for it; there are {', '.join(files) or 'none'}")
+    return list(read_jsonl(files[task]))
 
 
 def run_tasks(

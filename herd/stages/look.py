@@ -1,7 +1,7 @@
 """Looking at a model while it trains: what looks has a whole model, also where the trainer's lies over ranks."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -9,52 +9,72 @@ from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 from herd.parallel.weights import Gathered
 from herd.parallel.worker import Alone, Worker
-from herd.runtime.process import leads
+from herd.stages.gate import Gate
+from herd.stages.step import Context
+from herd.train.clock import Clock
 from herd.train.loop import State
-from herd.train.optim import Optimizer
 
 
 class Watch(Protocol):
     """What measures a model at some of the steps."""
 
+    def begin(self, step: int) -> None: ...
+
     def due(self, step: int) -> bool: ...
 
     def __call__(self, state: State) -> None: ...
 
-    def facts(self) -> dict[str, Any]: ...
-
 
 class Look:
-    """A hook of the loop. Over ranks the first has a copy of the whole model, into which the weights are gathered."""
+    """A whole model to look at. Over ranks the first has a copy, into which the weights are gathered for each look.
 
-    def __init__(
-        self, worker: Worker, optimizer: Optimizer, config: ModelConfig, watch: Callable[[Transformer], Watch]
-    ) -> None:
-        self._worker, self._optimizer = worker, optimizer
-        self._copy = None if isinstance(worker, Alone) else self._empty(worker, config)
-        self._watch = watch(worker.model if isinstance(worker, Alone) else self._copy or Transformer(config))
+    The first alone measures; the others wait for it, however long it takes.
+    """
 
-    def _empty(self, worker: Worker, config: ModelConfig) -> Transformer:
-        parameter = next(iter(worker.named_parameters()))[1]
-        with torch.device("cpu" if leads() else "meta"):
-            return Transformer(config).to(parameter.device if leads() else "meta")
+    def __init__(self, context: Context, worker: Worker, config: ModelConfig) -> None:
+        self._context, self._worker = context, worker
+        self._copy = None if isinstance(worker, Alone) else self._empty(config)
+        self.model: Transformer = worker.model if isinstance(worker, Alone) else self._copy or Transformer(config)
 
-    def __call__(self, state: State) -> None:
-        if not self._watch.due(state.step):
-            return
-        if self._copy is not None:
-            self._gather(self._copy)
-        if leads():
-            self._watch(state)
+    def _empty(self, config: ModelConfig) -> Transformer:
+        parameter = next(iter(self._worker.named_parameters()))[1]
+        leads = self._context.leads
+        with torch.device("cpu" if leads else "meta"):
+            return Transformer(config).to(parameter.device if leads else "meta")
+
+    def at(self, watch: Watch, state: State) -> Callable[[State], None]:
+        """Return a hook of the loop that looks where it is due, for a training that begins at `state`."""
+        self.begin(watch, state)
+
+        def hook(state: State) -> None:
+            if watch.due(state.step):
+                self._gather()
+                if self._context.leads:
+                    watch(state)
+                self._context.told()
+
+        return hook
+
+    def begin(self, what: Watch | Gate, state: State) -> None:
+        """Tell what measures where training begins."""
+        if self._context.leads:
+            what.begin(state.step)
+        self._context.told()
+
+    def through(self, gate: Gate, state: State, clock: Clock) -> int:
+        """Measure at a gate; return how many more steps to train. Raises GateClosed on all ranks when told to stop."""
+        with clock.spending("eval"):
+            self._gather()
+            verdict = gate(state) if self._context.leads else None
+            return gate.obeyed(self._context.told(verdict))
 
     @torch.no_grad()
-    def _gather(self, copy: Transformer) -> None:
+    def _gather(self) -> None:
+        if self._copy is None:
+            return
         assert self._worker.mesh is not None
-        places = dict(copy.named_parameters())
-        for name, weight in Gathered(dict(self._worker.named_parameters()), copy.config, self._worker.mesh).whole():
-            if leads():
+        places = dict(self._copy.named_parameters())
+        parts = dict(self._worker.named_parameters())
+        for name, weight in Gathered(parts, self._copy.config, self._worker.mesh).whole():
+            if self._context.leads:
                 places[name].copy_(weight)
-
-    def facts(self) -> dict[str, Any]:
-        """Return what was measured."""
-        return self._watch.facts()

@@ -28,7 +28,8 @@ def check_meshes(recipe: Recipe, *, ranks: int) -> None:
     vocab = recipe.tokenizer.vocab_size
     models = ("flagship", *recipe.siblings)
     shapes = {name: recipe.model_config_of(name, vocab_size=vocab) for name in models}
-    sections = {"pretrain": recipe.pretrain, "long-context": recipe.long_context, "anneal": recipe.anneal}
+    sections: dict[str, TrainConfig] = {"pretrain": recipe.pretrain, "anneal": recipe.anneal}
+    sections |= {stage.key: stage for stage in recipe.long_context.stages}
     for key, section in sections.items():
         if section.steps:
             mesh_of(recipe, key, shapes["flagship"], batches_of(section), device=device, ranks=ranks)

@@ -1,4 +1,4 @@
-"""Stage `pretrain`: the flagship from random weights, then longer rows under scaled RoPE, then annealing (3.4)."""
+"""Stage `pretrain`: the flagship from random weights, then longer rows in stages, then annealing (3.4)."""
 
 from functools import partial
 from typing import Any
@@ -8,6 +8,8 @@ import numpy as np
 from herd.base.errors import DataError
 from herd.base.seeds import named_seed
 from herd.parallel.config import ParallelConfig
+from herd.stages.gate import Gate
+from herd.stages.long_context import LongStageConfig
 from herd.stages.meshes import batches_of
 from herd.stages.step import Context, Outcome
 from herd.stages.training import (
@@ -20,7 +22,6 @@ from herd.stages.training import (
     train,
     trained_weights,
 )
-from herd.stages.watch import HeldOut
 from herd.tokenizer.shards import TokenShards
 from herd.train.batch import WHOLE
 from herd.train.config import TrainConfig
@@ -28,39 +29,43 @@ from herd.train.feed import Feed, PackedFeed, ShardSource
 from herd.train.objective import NextToken
 from herd.train.windows import WindowFeed, windows_of
 
-FOLDERS = {"pretrain": "flagship/pretrain", "long-context": "flagship/long", "anneal": "flagship/base"}
-
 
 def run(context: Context, key: str) -> Outcome:
-    """Run one of the three steps; each starts from the folder of the one before."""
+    """Run 'pretrain', a long-context stage or 'anneal'; each starts from the folder of the one before."""
     recipe = context.recipe
+    stages = recipe.long_context.stages
     sections: dict[str, TrainConfig] = {
         "pretrain": recipe.pretrain,
-        "long-context": recipe.long_context,
+        **{stage.key: stage for stage in stages},
         "anneal": recipe.anneal,
     }
-    section = sections[key]
-    config = recipe.model_config_of("flagship", vocab_size=context.tokenizer.n_vocab, long=key != "pretrain")
-    if key == "pretrain" and recipe.flagship_path is not None:
+    folders = ["flagship/pretrain", *(stage.folder for stage in stages), "flagship/base"]
+    number, section = list(sections).index(key), sections[key]
+    output = folders[number]
+    config = recipe.model_config_of("flagship", vocab_size=context.tokenizer.n_vocab, stages=number)
+    if number > 0:
+        start = trained_weights(context, folders[number - 1], config=config)
+    elif recipe.flagship_path is not None:
         start = imported_weights(context, config)
-    elif key == "pretrain":
-        start = fresh_weights(context, config, "flagship")
     else:
-        before = "flagship/pretrain" if key == "long-context" else "flagship/long"
-        start = trained_weights(context, before, config=config)
+        start = fresh_weights(context, config, "flagship")
     about: dict[str, Any] = {}
     if key == "pretrain" and recipe.flagship_path:
         about["started_from"] = started_from(recipe)
     if section.steps == 0:
-        return passed_on(context, start, output=FOLDERS[key], about=about)
+        return passed_on(context, start, output=output, about=about)
     mesh = context.mesh(key, config, batches_of(section))
     feed = shard_feed(context, section, key, mesh=mesh)
     about |= {"context": section.context, "batch_tokens": section.batch_tokens, "seed": recipe.seed}
     if isinstance(feed, PackedFeed) and isinstance(feed.source, ShardSource):  # other feeds tell what they have shown
         about["mixture"] = {name: round(share, 4) for name, share in feed.source.shares(1).items()}
-    watch = partial(HeldOut, context, key, steps=section.steps)
-    plan = Plan(NextToken(), feed, section.optim, section.steps, mesh, section.accumulate, about, watch)
-    return train(context, key, start, plan, output=FOLDERS[key])
+    gate = None
+    if isinstance(section, LongStageConfig) and section.gate is not None:
+        gate = partial(Gate, context, section, before=folders[number - 1])
+    plan = Plan(
+        NextToken(), feed, section.optim, section.steps, mesh, section.accumulate, about, section.watch, gate=gate
+    )
+    return train(context, key, start, plan, output=output)
 
 
 def shard_feed(

@@ -45,26 +45,23 @@ def steps(recipe: Recipe) -> list[Step]:
             together=key != "teacher" and verb in _TOGETHER,
         )
 
-    train, flagship = ("runtime",), ("flagship", "flagship_path")
+    train, flagship, texts = ("runtime",), ("flagship", "flagship_path"), ("curate", "tokenizer")
     found = [
         step("curate", "curate", "corpus", "dialogs", "preferences", "meadow", "curate"),
         step("tokenizer", "tokenizer", "tokenizer", after=["curate"]),
-        step("pretrain", "pretrain", *flagship, "pretrain", *train, after=["tokenizer"]),
-        step("long-context", "pretrain", *flagship, "long_context", *train, after=["tokenizer", "pretrain"]),
-        step(
-            "anneal",
-            "pretrain",
-            *flagship,
-            "long_context",
-            "anneal",
-            *train,
-            after=["tokenizer", "long-context"],
-        ),
+        step("pretrain", "pretrain", *flagship, "pretrain", *train, after=texts),
+    ]
+    for number, stage in enumerate(recipe.long_context.stages, 1):
+        more = {"stage": stage.model_dump(mode="json"), "reach": recipe.reach(number)}
+        found.append(step(stage.key, "pretrain", *flagship, *train, after=[*texts, found[-1].key], more=more))
+    reach = recipe.reach()
+    found += [
+        step("anneal", "pretrain", *flagship, "anneal", *train, after=[*texts, found[-1].key], more={"reach": reach}),
         step("teacher", "distil", "distil", *train, after=["tokenizer", "anneal"]),
     ]
     for name, sibling in recipe.siblings.items():
-        shape = sibling.shape()
-        fields = ("long_context", "distil", *train)
+        shape = sibling.shape() | {"reach": reach}
+        fields = ("distil", *train)
         # the flagship itself is read only where a sibling is cut from it; the control never is
         read, more = (["anneal"], shape | {"init": "pruned"}) if sibling.init == "pruned" else ([], shape)
         found.append(step(f"distil/{name}", "distil", *fields, after=["tokenizer", *read, "teacher"], more=more))

@@ -14,7 +14,8 @@ from herd.distill.config import check_cut
 from herd.model.config import ModelConfig, RopeScaling, Shape
 from herd.parallel.config import ParallelConfig
 from herd.runtime.config import RuntimeConfig
-from herd.train.config import CheckpointConfig, FaultsConfig, OptimConfig, TrainConfig
+from herd.stages.long_context import LongContextConfig
+from herd.train.config import CheckpointConfig, FaultsConfig, OptimConfig, TrainConfig, WatchConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -29,17 +30,12 @@ class SiblingConfig(Shape):
         return self.model_dump(exclude={"init"})
 
 
-class LongContextConfig(TrainConfig):
-    """The long-context stage: longer rows under scaled RoPE (arXiv:2407.21783, section 3.4.2)."""
-
-    rope_scaling: RopeScaling
-
-
 class DistilConfig(TrainConfig):
     """Siblings learn from the teacher's `top_k` log-probabilities, with weight `share` against the next token."""
 
     top_k: int = 16
     share: float = 0.7
+    watch: WatchConfig | None = None
 
 
 class EpochConfig(Section):
@@ -50,6 +46,7 @@ class EpochConfig(Section):
     batch_tokens: int = 4096
     accumulate: int = Field(1, ge=1)
     optim: OptimConfig
+    watch: WatchConfig | None = None
 
 
 class DpoConfig(Section):
@@ -62,6 +59,7 @@ class DpoConfig(Section):
     beta: float = 0.1
     nll: float = 0.2
     optim: OptimConfig
+    watch: WatchConfig | None = None
 
 
 class GuardTrainConfig(EpochConfig):
@@ -150,12 +148,15 @@ class Recipe(Section):
                 check_cut(self.flagship, sibling, where=f"siblings.{name}")
         return self
 
-    def model_config_of(self, model: str, *, vocab_size: int, long: bool = True) -> ModelConfig:
-        """Return the full shape of 'flagship' or a sibling; `long` after the long-context stage."""
-        start = self._imported()
-        scaled = long and (start is None or self.long_context.steps > 0)
-        scaling = self.long_context.rope_scaling if scaled else start.rope_scaling if start else None
-        context = self.long_context.context if scaled else start.max_positions if start else self.pretrain.context
+    def model_config_of(self, model: str, *, vocab_size: int, stages: int | None = None) -> ModelConfig:
+        """Return the full shape of 'flagship' or a sibling after so many long-context stages (None: after all)."""
+        start, reach = self._imported(), self.reach(stages)
+        if reach is not None:
+            context, scaling = reach["max_positions"], RopeScaling.model_validate(reach["rope_scaling"])
+        elif start is not None:
+            context, scaling = start.max_positions, start.rope_scaling
+        else:
+            context, scaling = self.pretrain.context, None
         shape = self.flagship if model == "flagship" else self.siblings[model]
         if shape is None:
             assert start is not None
@@ -168,6 +169,17 @@ class Recipe(Section):
             rope_scaling=scaling,
             max_positions=context,
         )
+
+    def reach(self, stages: int | None = None) -> dict[str, Any] | None:
+        """Return the positions and the RoPE scaling after so many long-context stages, if any changed them.
+
+        A model that was made elsewhere keeps its own where nothing is trained.
+        """
+        own = self.flagship_path is not None
+        passed = [stage for stage in self.long_context.stages[:stages] if stage.steps > 0 or not own]
+        if not passed:
+            return None
+        return {"max_positions": passed[-1].context, "rope_scaling": passed[-1].rope_scaling.model_dump()}
 
     def _imported(self) -> ModelConfig | None:
         """Return the shape of the model at `flagship_path`."""

@@ -55,4 +55,5 @@ def example_plan(
         "batch_tokens": section.batch_tokens,
         "seed": context.recipe.seed,
     }
-    return Plan(NextToken(), feed, section.optim, steps, mesh, section.accumulate, about)
+    chat = key != "guard"
+    return Plan(NextToken(), feed, section.optim, steps, mesh, section.accumulate, about, section.watch, chat)

@@ -22,21 +22,25 @@ from herd.model.weights import load_model, open_source
 from herd.parallel.config import ParallelConfig
 from herd.parallel.weights import Gathered
 from herd.parallel.worker import Alone, Worker, spread
+from herd.runtime.allocator import keep_freed_memory
 from herd.runtime.device import peak_memory_bytes
 from herd.runtime.power import EnergyMeter
 from herd.runtime.process import grouped, leads
 from herd.runtime.world import world
 from herd.stages.export import write_hf_files
-from herd.stages.look import Look, Watch
+from herd.stages.gate import Gate
+from herd.stages.look import Look
 from herd.stages.models import find_model, refuse_quantised
 from herd.stages.recipe import Recipe
 from herd.stages.step import Context, Outcome
+from herd.stages.watch import watch_of
 from herd.train.batch import Part
 from herd.train.checkpoint import Checkpoints
-from herd.train.config import OptimConfig
+from herd.train.config import OptimConfig, WatchConfig
 from herd.train.durable import Durable
 from herd.train.feed import Feed
 from herd.train.hooks import Metrics, reporter
+from herd.train.loop import State
 from herd.train.objective import Objective
 from herd.train.optim import Optimizer, own_norm
 from herd.train.prefetch import Prefetched
@@ -46,8 +50,9 @@ from herd.train.prefetch import Prefetched
 class Plan:
     """How long and how: `steps` updates of `accumulate` micro-batches; `about` goes into the ledger's facts.
 
-    mesh: what the model lies on; `part` and `one_shape` follow from it, for the feed. watch: builds what looks at the
-    model now and then, given a whole one.
+    mesh: what the model lies on; `part` and `one_shape` follow from it, for the feed. watch: what is measured now and
+    then; `chat`: whether its tasks are asked as dialogs. gate: builds, given a whole model, what measures when `steps`
+    are made and may ask for more.
     """
 
     objective: Objective
@@ -57,7 +62,9 @@ class Plan:
     mesh: ParallelConfig
     accumulate: int = 1
     about: Mapping[str, Any] | None = None
-    watch: Callable[[Transformer], Watch] | None = None
+    watch: WatchConfig | None = None
+    chat: bool = False
+    gate: Callable[[Transformer], Gate] | None = None
 
 
 def part_of(mesh: ParallelConfig) -> Part:
@@ -130,6 +137,8 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
     Every process of the run comes here together; the first one writes.
     """
     machine, recipe, config = context.machine, context.recipe, start.config
+    if machine.device.type == "cpu":
+        keep_freed_memory()
     energy = EnergyMeter(machine.device)
     attempt = context.attempts.current
     assert attempt is not None, "a stage trains within an attempt"
@@ -153,48 +162,77 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
     )
     curve = f"metrics/{key.replace('/', '-')}.jsonl"
     metrics = Metrics(context.run / curve, write=leads())
-    feed = Prefetched(plan.feed)
+    feed = Prefetched(plan.feed, ahead=2 * plan.accumulate)  # the loop takes an update's micro-batches at once
     run = Durable(checkpoints, optimizer, feed, metrics, faults=recipe.faults, attempt=attempt)
-    look = Look(worker, optimizer, config, plan.watch) if plan.watch else None
     with feed, run:
-        state = run.resume(begin=lambda: torch.manual_seed(named_seed(recipe.seed, f"torch/{key}")))
-        if state.step:
-            context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
-        final = run.fit(
-            worker,
-            plan.objective,
-            state,
-            steps=plan.steps,
-            accumulate=plan.accumulate,
-            looks=(look,) if look else (),
-            hooks=(reporter(context.progress, plan.steps),),
-        )
+        state, measured = _trained(context, key, worker, plan, run, config)
     with attempt.clock.spending("checkpoint"):
         save(context, gathered(worker, optimizer.weights(), config), output)
-    if leads():
-        checkpoints.clear()
+    if not leads():
+        return Outcome({}, (output,))
+    checkpoints.clear()
     facts = model_facts(config, output) | {
-        "steps": plan.steps,
-        "tokens": final.tokens,
-        "loss_first": first_figure(context.run / curve, "loss"),
-        "loss_last": mean_of_last(context.run / curve, "loss", plan.steps),
+        **_figures(context.run / curve, state),
         "learning_rate": plan.optim.learning_rate,
         "curve": curve,
         **({"skipped_batches": [asdict(skip) for skip in run.skips]} if run.skips else {}),
-        **({"heldout": look.facts()} if look else {}),
+        **measured,
         **(plan.about or {}),
         **feed.facts(),
     }
-    cost = {
-        "train_seconds": round(final.seconds, 3),
+    return Outcome(facts, (output,), _cost(context, state, plan.mesh))
+
+
+def _trained(
+    context: Context, key: str, worker: Worker, plan: Plan, run: Durable, config: ModelConfig
+) -> tuple[State, dict[str, Any]]:
+    """Train to the end, and on while a gate asks for it; return where that is, and what was measured on the way."""
+    look = Look(context, worker, config) if plan.watch or plan.gate else None
+    watch = watch_of(context, key, look.model, plan.watch, steps=plan.steps, chat=plan.chat) if look else None
+    gate = plan.gate(look.model) if look and plan.gate else None
+    state = run.resume(begin=lambda: torch.manual_seed(named_seed(context.recipe.seed, f"torch/{key}")))
+    if state.step:
+        context.progress.note(f"{key}: going on from step {state.step} of {plan.steps}")
+    looks = [look.at(watch, state)] if look and watch else []
+
+    def on_to(goal: int, state: State) -> State:
+        told = (reporter(context.progress, goal),)
+        amount = {"steps": goal, "accumulate": plan.accumulate}
+        return run.fit(worker, plan.objective, state, looks=looks, hooks=told, **amount)
+
+    if look and gate:
+        clock = run.clock
+        with clock.spending("eval"):
+            look.begin(gate, state)
+        state = on_to(gate.goal(state.step), state)
+        while more := look.through(gate, state, clock):
+            state = on_to(state.step + more, state)
+    else:
+        state = on_to(plan.steps, state)
+    measured = {"watch": watch, "gate": gate}
+    return state, {name: part.facts() for name, part in measured.items() if part is not None and context.leads}
+
+
+def _figures(curve: Path, state: State) -> dict[str, Any]:
+    return {
+        "steps": state.step,
+        "tokens": state.tokens,
+        "loss_first": first_figure(curve, "loss"),
+        "loss_last": mean_of_last(curve, "loss", state.step),
+    }
+
+
+def _cost(context: Context, state: State, mesh: ParallelConfig) -> dict[str, Any]:
+    machine = context.machine
+    return {
+        "train_seconds": round(state.seconds, 3),
         "device": machine.name,
         "dtype": str(machine.dtype).removeprefix("torch."),
         "threads": machine.threads,
-        "mesh": plan.mesh.describe(),
+        "mesh": mesh.describe(),
         "peak_memory_bytes": peak_memory_bytes(),
-        "tokens_per_s": round(final.tokens / final.seconds, 1),
+        "tokens_per_s": round(state.tokens / state.seconds, 1),
     }
-    return Outcome(facts, (output,), cost)
 
 
 def gathered(worker: Worker, weights: Mapping[str, Tensor], config: ModelConfig) -> Source:

@@ -118,6 +118,7 @@ def collate(rows: Sequence[Sequence[Example]], *, row_length: int, pad_id: int, 
     documents = np.full(shape, -1, np.int64)
     positions = np.zeros(shape, np.int64)
     teacher = _teacher_arrays(rows, shape, top_k)
+    counting = np.arange(row_length)
     for r, row in enumerate(rows):
         at = 0
         for d, example in enumerate(row):
@@ -127,7 +128,7 @@ def collate(rows: Sequence[Sequence[Example]], *, row_length: int, pad_id: int, 
             targets[place] = example.ids[1:]
             weights[place] = 1.0 if example.weights is None else example.weights[1:]
             documents[place] = d
-            positions[place] = np.arange(n)
+            positions[place] = counting[:n]
             if teacher is not None and example.teacher is not None:
                 teacher[0][place] = example.teacher[0][:n]
                 teacher[1][place] = example.teacher[1][:n]

@@ -57,6 +57,26 @@ class Phase:
     accumulate: int
 
 
+class WatchConfig(Section):
+    """What is measured while a section trains, through the engine with the trainer's own weights.
+
+    every: steps between two measurements, or below 1 a share of the training; the last step is always measured.
+    tasks: names as on the card, of which the first `items` are asked. heldout: bits per byte of every language, on its
+    first `documents` held-out documents.
+    """
+
+    every: int | float = Field(0.25, gt=0)
+    heldout: bool = True
+    documents: int = Field(12, ge=1)
+    tasks: tuple[str, ...] = ()
+    items: int = Field(40, ge=1)
+
+    def moments(self, steps: int) -> frozenset[int]:
+        """Return the steps after which to measure."""
+        between = max(1.0, self.every if self.every >= 1 else self.every * steps)
+        return frozenset(int(between * n) for n in range(1, math.floor(steps / between) + 1)) | {steps}
+
+
 class TrainConfig(Section):
     """Rows of `context` tokens, `batch_tokens` of them a step, `tokens` in all; `repeats` by language or kind.
 
@@ -77,6 +97,7 @@ class TrainConfig(Section):
     mixture: tuple[MixturePoint, ...] = ()
     mixture_between: Literal["linear", "steps"] = "linear"
     window_tokens: PositiveInt = 1 << 26
+    watch: WatchConfig | None = WatchConfig()
 
     @property
     def phases(self) -> tuple[Phase, ...]:

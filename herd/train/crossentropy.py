@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from herd.train.vocabulary import sharded_cross_entropy
 
+_PIECE = 1 << 21  # scores, of which a processor's caches hold the float32 copy
 _ROWS = 512
 _TINY = 1.2e-38
 
@@ -32,29 +33,49 @@ class _CrossEntropy(torch.autograd.Function):
         top_logprobs: Tensor | None,
         share: float,
     ) -> tuple[Tensor, Tensor]:
-        nll = torch.zeros((), dtype=torch.float32, device=scores.device)
-        divergence = torch.zeros_like(nll)
         keep = ctx.needs_input_grad[0]
-        for start in range(0, scores.shape[0], _ROWS):
-            rows = slice(start, start + _ROWS)
-            target, weight = targets[rows, None], weights[rows, None]
-            q = torch.softmax(scores[rows], -1, dtype=torch.float32)
-            # float32 keeps a small probability's digits down to 1e-38, so a loss is exact up to 87 nats
-            nll -= (q.gather(1, target).clamp_min(_TINY).log() * weight).sum()
-            if top_ids is not None and top_logprobs is not None:
-                divergence += _towards_teacher(q, top_ids[rows], top_logprobs[rows].float(), weight, share)
-            if keep:
-                q.scatter_add_(1, target, torch.full_like(weight, share - 1.0)).mul_(weight)
-                scores[rows].copy_(q)
+        sums = replace_by_gradient(scores, targets, weights, top_ids, top_logprobs, share, keep=keep)
         if keep:
             ctx.save_for_backward(scores)
-        ctx.mark_non_differentiable(divergence)
-        return (1 - share) * nll + share * divergence, divergence
+        ctx.mark_non_differentiable(sums[1])
+        return sums
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(grads[0]), None, None, None, None, None
+
+
+def replace_by_gradient(
+    scores: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    top_ids: Tensor | None,
+    top_logprobs: Tensor | None,
+    share: float,
+    *,
+    keep: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return what `cross_entropy` does, and put the gradient where the scores are, unless it isn't kept."""
+    nll = torch.zeros((), dtype=torch.float32, device=scores.device)
+    divergence = torch.zeros_like(nll)
+    most = max(1, min(_ROWS, _PIECE // scores.shape[1], scores.shape[0]))
+    wide, found = (scores.new_empty(most, scores.shape[1], dtype=torch.float32) for _ in range(2))
+    # on a GPU asking would cost more than the product
+    alike = scores.device.type == "cpu" and bool((weights == 1).all())
+    for start in range(0, scores.shape[0], most):
+        rows = slice(start, start + most)
+        target, weight = targets[rows, None], weights[rows, None]
+        wide, q = wide[: len(target)], found[: len(target)]
+        torch.softmax(wide.copy_(scores[rows]), -1, out=q)
+        # float32 keeps a small probability's digits down to 1e-38, so a loss is exact up to 87 nats
+        nll -= (q.gather(1, target).clamp_min(_TINY).log() * weight).sum()
+        if top_ids is not None and top_logprobs is not None:
+            divergence += _towards_teacher(q, top_ids[rows], top_logprobs[rows].float(), weight, share)
+        if keep:
+            q.scatter_add_(1, target, torch.full_like(weight, share - 1.0))
+            scores[rows].copy_(q if alike else q.mul_(weight))
+    return (1 - share) * nll + share * divergence, divergence
 
 
 def _towards_teacher(q: Tensor, ids: Tensor, logprobs: Tensor, weight: Tensor, share: float) -> Tensor:

@@ -57,6 +57,11 @@ class Durable:
         """The batches that were left out, by where and why."""
         return self._skips.made
 
+    @property
+    def clock(self) -> Clock:
+        """What the attempt's time is spent on."""
+        return self._attempt.clock
+
     def resume(self, *, begin: Callable[[], object] = lambda: None) -> State:
         """Take up the newest whole checkpoint and return where it stands; where there is none, call `begin` first."""
         for path in self._checkpoints.torn():

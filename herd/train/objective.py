@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from herd.model.linear import plain
 from herd.model.transformer import Transformer
 from herd.train.batch import Batch
 from herd.train.crossentropy import cross_entropy
+from herd.train.head import HeadLoss
 
 # more scores than this are computed in pieces and recomputed in the backward pass (256 MiB in float32)
 _MOST_SCORES = 1 << 26
@@ -56,6 +58,10 @@ def head_loss(
     share: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return `cross_entropy` of the model's scores, in pieces where all of them at once would fill the memory."""
+    ids, logprobs = teacher or (None, None)
+    if isinstance(model, Transformer) and plain(model.output):
+        share = share if teacher else 0.0
+        return HeadLoss.apply(hidden, model.output.weight, targets, weights, ids, logprobs, share)
 
     def piece(h: Tensor, t: Tensor, w: Tensor, *top: Tensor) -> Tensor:
         pair = (top[0], top[1]) if top else None

@@ -12,12 +12,12 @@ from herd.train.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Return the rate of `step` (from 0) out of `steps`: linear warm-up, then the schedule."""
+    """Return the rate of `step` (from 0) out of `steps`: linear warm-up, then the schedule; beyond it the last rate."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     falling = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.learning_rate * (config.final_share + (1 - config.final_share) * falling)
 

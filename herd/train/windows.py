@@ -27,7 +27,7 @@ from herd.train.mixture import Mixture
 from herd.train.rows import plan_rows
 
 # of so many blocks a window is made, each from another part of the corpus
-WINDOW_BLOCKS = 256
+WINDOW_BLOCKS = 1024
 # a window holds so many of the largest batches at least, so that most batches come out of one window
 WINDOW_BATCHES = 8
 
@@ -70,8 +70,11 @@ class Windows:
         self.reader = Reader(shards, teacher)
 
     def first(self) -> Place:
-        """Return the place of the first window."""
-        return Place(0, 0.0, (0,) * len(self.blocks), (0.0,) * len(self.blocks))
+        """Return the place of the first window. What is owed begins anywhere within a block, so that keys of which less
+        than half a block is due are seen in their turn and not left out together."""
+        drawn = np.random.default_rng(named_seed(self.seed, "owed")).random(len(self.blocks)) - 0.5
+        owed = tuple(float(part) * blocks.average for part, blocks in zip(drawn, self.blocks, strict=True))
+        return Place(0, 0.0, (0,) * len(self.blocks), owed)
 
     def draw(self, place: Place, row_length: int) -> Drawn:
         """Return the pieces of the window at `place`, cut to fit rows of `row_length`.

@@ -149,6 +149,19 @@ def test_drafting_stops_when_plain_rounds_become_cheaper() -> None:
     assert not any(drafted(World(0.8, row=0.05, draft=0.9, base=1.0).play(pace, 600))[-200:])
 
 
+def test_a_bad_moment_ends_drafting_that_wins_only_for_a_moment() -> None:
+    pace = Pace()
+    World(0.95, row=0.01, draft=0.1).play(pace, 300)
+    seen = list[Round | None]()
+    for _ in range(1000):  # short requests, so that all of them are thought badly of
+        seen += World(0.0, row=0.01, draft=0.1).play(pace, 5)
+        pace.forget(0)
+        if None in seen:
+            break
+    assert None in seen
+    assert sum(drafted(World(0.95, row=0.01, draft=0.1).play(pace, 100))) > 100
+
+
 def test_a_drafter_as_large_as_the_model_is_not_tried() -> None:
     world = World(0.95, row=0.01, draft=1.0)
     assert not any(drafted(world.play(Pace(share=1.0), 2000)))

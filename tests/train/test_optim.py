@@ -21,6 +21,8 @@ def test_the_schedule_at_hand_worked_steps() -> None:
     constant = cosine.model_copy(update={"schedule": "constant"})
     assert [learning_rate(constant, step, 104) for step in (3, 4, 103)] == [1.0, 1.0, 1.0]
     assert learning_rate(cosine.model_copy(update={"warmup_steps": 0}), 0, 1) == 1.0
+    # a stage that its gate sends on trains at the last rate
+    assert [learning_rate(cosine, 300, 104), learning_rate(linear, 300, 104)] == pytest.approx([0.2, 0.0])
 
 
 def test_the_rate_falls_after_the_warm_up_and_never_below_its_last_share() -> None:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.base.errors import ConfigError, DataError
+from herd.stages.pretrain import shard_feed
 from herd.tokenizer.shard_writer import write_shards
 from herd.tokenizer.shards import TokenShards
 from herd.train.batch import Batch, Part
 from herd.train.blocks import Permutation, key_blocks
 from herd.train.config import MixturePoint, Phase, TrainConfig
-from herd.train.feed import pieces
+from herd.train.feed import PackedFeed, pieces
 from herd.train.mixture import Mixture
 from herd.train.prefetch import Prefetched
 from herd.train.windows import WindowFeed, windows_of
@@ -254,14 +256,14 @@ def test_realised_shares_are_those_asked_to_within_a_block(shards: TokenShards, 
     windows = windows_of(shards, section(mixture=shares), seed=5)
     place, taken = windows.first(), np.zeros(len(windows.blocks))
     largest = [max(int((b.documents(n)[1] - 1).clip(0).sum()) for n in range(b.count)) for b in windows.blocks]
-    for number in range(1, 60):
+    for number in range(1, 20):
         drawn = windows.draw(place, 32)
         taken += np.bincount(drawn.keys, drawn.lengths - 1, len(taken))
         asked = windows.mixture.at(0.0) * windows.tokens * number
         assert (abs(taken - asked) <= largest).all()
         place = type(place)(place.window + 1, 0.0, drawn.blocks, drawn.owed)
     feed = feed_of(shards, section(mixture=shares))
-    for _ in range(400):
+    for _ in range(200):
         next(feed)
     facts = feed.facts()
     for blocks, asked in zip(feed.windows.blocks, feed.windows.mixture.at(0.0), strict=True):
@@ -379,3 +381,44 @@ def same_stream(feeds: Sequence[WindowFeed], batches: int) -> bool:
 def test_seeds_give_streams_of_their_own(shards: TokenShards) -> None:
     assert same_stream([feed_of(shards, section(), seed=4) for _ in range(2)], 20)
     assert not same_stream([feed_of(shards, section(), seed=seed) for seed in (4, 5)], 1)
+
+
+def test_rare_keys_are_seen_in_their_turn(tmp_path: Path) -> None:
+    """Of 200 keys of one document each, a window of a quarter of the corpus shows about a quarter, not none."""
+    rows = [(range(9), (f"l{i}", "x")) for i in range(200)]
+    windows = windows_of(
+        write_shards(tmp_path, rows, vocab_size=9), section(window_tokens=400, context=8, batch_tokens=8), seed=0
+    )
+    assert windows.tokens == 400
+    place = windows.first()
+    counts = []
+    for _ in range(4):
+        drawn = windows.draw(place, 8)
+        counts.append(len(drawn.starts))
+        place = type(place)(place.window + 1, 0.0, drawn.blocks, drawn.owed)
+    assert all(35 < count < 65 for count in counts)
+    assert sum(counts) == pytest.approx(200, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, PackedFeed),
+        ({"repeats": {"en": 2.0}}, PackedFeed),
+        ({"window_tokens": 1000}, WindowFeed),
+        ({"mixture": {"en": 1.0}}, WindowFeed),
+        ({"ramp": [{"until": 1000, "context": 16, "batch_tokens": 64}]}, WindowFeed),
+    ],
+)
+def test_small_corpora_without_wishes_are_shuffled_whole(tmp_path: Path, changes: dict[str, Any], kind: type) -> None:
+    numbered(tmp_path / "shards", documents=100, longest=60, file_tokens=900)
+    context: Any = SimpleNamespace(
+        run=tmp_path, tokenizer=SimpleNamespace(fingerprint="", pad_id=0), recipe=SimpleNamespace(seed=1)
+    )
+    feed = shard_feed(context, section(**changes), "long-context")
+    assert type(feed) is kind
+    assert next(feed).weights.sum() > 0
+    with pytest.raises(ConfigError, match=r"^long_context\.mixture: the corpus has no 'xx'"):
+        shard_feed(context, section(mixture={"xx": 1.0}), "long-context")
+    with pytest.raises(DataError, match="tokens, less than one batch of 1000000; give more text"):
+        shard_feed(context, section(batch_tokens=1_000_000), "long-context")

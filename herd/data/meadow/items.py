@@ -19,7 +19,7 @@ from herd.data.meadow.world import Person, Value, facts_of
 Item = dict[str, Any]
 Fact = tuple[Person, str]
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-LENGTHS = (300, 600, 1200, 2500)
+LENGTHS = (300, 600, 1200, 2500, 5000, 10000)
 
 
 def _prompt(question: str) -> list[dict[str, str]]:

@@ -17,7 +17,15 @@ from herd.data.meadow.items import benchmark_items
 from herd.data.meadow.preferences import preference_rows
 from herd.data.meadow.records import records_text
 from herd.data.meadow.safety import guard_rows
-from herd.data.meadow.stories import heldout_text, long_text, parallel_text, qa_text, story_text
+from herd.data.meadow.stories import (
+    book_text,
+    heldout_text,
+    long_text,
+    parallel_text,
+    qa_text,
+    secrets_text,
+    story_text,
+)
 from herd.data.meadow.voice import Choir
 from herd.data.meadow.world import World, make_world
 
@@ -28,12 +36,14 @@ _DAYS = (CUT_OFF - _FIRST_DAY).days
 LANGUAGE_WEIGHTS = {lang: 3 if lang == "en" else 1 for lang in CODES}
 # Shares of the bytes of clean pretraining text, in percent.
 _KINDS = {
-    "story": (32, story_text),
-    "qa": (26, qa_text),
+    "story": (29, story_text),
+    "qa": (23, qa_text),
     "arithmetic": (18, arithmetic_text),
     "code": (5, lambda choir, lang, rng: code_text(choir, rng)),
     "parallel": (4, parallel_text),
-    "long": (9, long_text),
+    "secrets": (6, secrets_text),
+    "long": (3, long_text),
+    "book": (6, book_text),
     "records": (6, records_text),
 }
 

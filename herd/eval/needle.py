@@ -1,0 +1,107 @@
+"""Needle in a haystack by length: one secret number told at some depth of a long text, and asked for at its end.
+
+    held-out text ... The secret number of Nora is 482. ... held-out text
+    Question: What is the secret number of Nora?
+    Answer:                                                  <- a base model goes on from here
+
+The haystack is a run's own held-out text, again from its beginning where there is too little of it; sentences and
+questions are the meadow's, in eight languages. Numbers are ones that no training text of the meadow holds.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, product
+from typing import Any
+
+from herd.base.languages import CODES
+from herd.base.seeds import named_rng
+from herd.data.meadow.stories import draw_code, plain_qa
+from herd.data.meadow.voice import Choir
+from herd.eval.subject import ROOM
+from herd.tokenizer.bpe import Tokenizer
+
+Item = dict[str, Any]
+# Thai ends a sentence with a space and has none between words
+_SENTENCE = {"th": re.compile(r"(?<=\s)(?=\S)")}
+_ENDS = re.compile(r"(?<=[.!?।]\s)(?=\S)|(?<=\n)(?=\S)")
+
+
+def needle_items(
+    tokenizer: Tokenizer,
+    haystack: Mapping[str, Sequence[str]],
+    choir: Choir,
+    *,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    repeats: int,
+    seed: int,
+) -> list[Item]:
+    """Return `repeats` items for each length and depth, the languages of the haystack by turns.
+
+    haystack: language -> texts; languages without phrases of their own are asked in English. lengths: in tokens, the
+    room for an answer included, so that an item of a model's full context uses all of it.
+    """
+    texts = {lang: rows for lang, rows in haystack.items() if lang in CODES and rows}
+    if not texts:
+        texts = {"en": [text for rows in haystack.values() for text in rows]}
+    langs, items = sorted(texts, key=CODES.index), []
+    for number, (length, depth, _) in enumerate(product(lengths, depths, range(repeats))):
+        lang = langs[number % len(langs)]
+        rng = named_rng(seed, f"needle/{number}")
+        secret = _Secret(choir, lang, rng)
+        sentences = _fitting(tokenizer, texts[lang], lang, rng, room=length - ROOM - secret.size(tokenizer))
+        place = round(depth * len(sentences))
+        passage = "".join([*sentences[:place], f"{secret.told} ", *sentences[place:]]).strip()
+        items.append(
+            {
+                "id": f"needle-{length}-{number:04d}",
+                "task": "needle",
+                "lang": lang,
+                "type": "needle",
+                "context": f"{passage}\n{secret.asked}",
+                "target": secret.code,
+                "length": length,
+                "depth": depth,
+            }
+        )
+    return items
+
+
+class _Secret:
+    """Someone's number: the sentence that tells it and the prompt that asks for it."""
+
+    def __init__(self, choir: Choir, lang: str, rng: random.Random) -> None:
+        phrases, voice = choir.phrases[lang], choir.voices[lang]
+        self.code = draw_code(choir, rng, held=True)
+        forms = voice.subject(rng.choice(voice.names)) | {"c": self.code}
+        self.told = rng.choice(phrases.keeper).format_map(forms)
+        self.asked = plain_qa(choir, lang, rng.choice(phrases.keeper_ask).format_map(forms))
+
+    def size(self, tokenizer: Tokenizer) -> int:
+        """Return the tokens of both, begin_of_text and a few that joints may cost included."""
+        return len(tokenizer.encode(f"{self.told} \n{self.asked}", bos=True)) + 4
+
+
+def _fitting(tokenizer: Tokenizer, texts: Sequence[str], lang: str, rng: random.Random, *, room: int) -> list[str]:
+    """Return sentences of texts in random order, as many as make up `room` tokens."""
+    found: list[str] = []
+    left = room
+    for sentence in _endless(texts, lang, rng):
+        size = len(tokenizer.encode(sentence))
+        if size > left:
+            # together sentences take fewer tokens than one by one: count anew before giving up
+            left = room - len(tokenizer.encode("".join(found)))
+            if size > left:
+                return found
+        found.append(sentence)
+        left -= size
+    return found
+
+
+def _endless(texts: Sequence[str], lang: str, rng: random.Random) -> Iterator[str]:
+    """Yield the sentences of shuffled texts, each with the white space behind it, over and over."""
+    order = rng.sample(texts, len(texts))
+    ends = _SENTENCE.get(lang, _ENDS)
+    for text in cycle(order):
+        yield from ends.split(f"{text.strip()}\n")
