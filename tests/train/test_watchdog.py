@@ -34,7 +34,6 @@ def later(beats: list[Beat], *dead: int) -> list[Beat]:
         (ranks({}, {}, {}), (1,), {1: "no sign of life, last at train/loop.py:60 fit"}),
         (ranks({}, {"waiting": False}, {"step": 6}), (0,), {
             0: "no sign of life, last at train/loop.py:60 fit",
-            1: "at train/loop.py:60 fit",
             2: "1 steps behind, at train/loop.py:60 fit",
         }),
         (ranks({}, {}), (), {2: "it never began"}),
