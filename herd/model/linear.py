@@ -67,9 +67,8 @@ class _Packed(torch.autograd.Function):
         below: Tensor | None = None
         if ctx.needs_input_grad[0]:
             for grad, weight in zip(grads, weights, strict=True):
-                part = product(weight.t(), rows=x.shape[0])(grad)
+                part = product(weight.t(), rows=x.shape[0])(grad).view(ctx.saved_tensors[0].shape)
                 below = part if below is None else below.add_(part)
-            below = below.view(ctx.saved_tensors[0].shape)
         pairs = zip(grads, ctx.needs_input_grad[1:], strict=True)
         return below, *(grad.t() @ x if needed else None for grad, needed in pairs)
 
