@@ -6,19 +6,48 @@ The loss is a plain sum, so its gradients are known before the backward pass ask
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from herd.model.linear import product
-from herd.train.crossentropy import replace_by_gradient
+from herd.model.linear import plain, product
+from herd.model.transformer import Transformer
+from herd.train.crossentropy import cross_entropy, replace_by_gradient
 
 # scores of one piece (128 MiB in bfloat16)
 _MOST_SCORES = 1 << 26
 
 
-class HeadLoss(torch.autograd.Function):
+def head_loss(
+    model: Transformer,
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    teacher: tuple[Tensor, Tensor] | None = None,
+    share: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Return `cross_entropy` of the model's scores for hidden states [n, e], in pieces that fit into memory.
+
+    A head that is split over ranks, or has no weight of its own, works its pieces again in the backward pass.
+    """
+    ids, logprobs = teacher or (None, None)
+    if isinstance(model, Transformer) and plain(model.output):
+        share = share if teacher else 0.0
+        return _HeadLoss.apply(hidden, model.output.weight, targets, weights, ids, logprobs, share)
+
+    def piece(h: Tensor, t: Tensor, w: Tensor, *top: Tensor) -> Tensor:
+        pair = (top[0], top[1]) if top else None
+        return torch.stack(cross_entropy(model.logits(h), t, w, teacher=pair, share=share))
+
+    sums = over_rows(piece, (hidden, targets, weights, *(teacher or ())), width=model.config.vocab_size)
+    return sums[0], sums[1].detach()
+
+
+class _HeadLoss(torch.autograd.Function):
     """`cross_entropy` of hidden [n, e] through weight [vocab, e]."""
 
     @staticmethod
@@ -67,3 +96,12 @@ def _pieces(count: int, width: int) -> list[slice]:
     size = math.ceil(count / number)
     # a rank may have no rows: it still has a gradient, of zeros
     return [slice(start, start + size) for start in range(0, count, size or 1)] or [slice(0, 0)]
+
+
+def over_rows(function: Callable[..., Tensor], rows: tuple[Tensor, ...], *, width: int) -> Tensor:
+    """Sum `function(*rows)` over pieces of the rows, small enough that `width` scores a row fit in memory."""
+    most = max(1, _MOST_SCORES // width)
+    if rows[0].shape[0] <= most:
+        return function(*rows)
+    pieces = zip(*(tensor.split(most) for tensor in rows), strict=True)
+    return torch.stack([checkpoint(function, *piece, use_reentrant=False) for piece in pieces]).sum(0)
