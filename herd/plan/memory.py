@@ -97,7 +97,7 @@ def _table(run: Run, rank: int) -> float:
 
 def _mask(run: Run, rank: int) -> float:
     """Return the bytes of dense masks: one of bf16 for every micro-batch in flight, truth values while it is made."""
-    pairs = run.positions * run.row_length * run.trainer.masked
+    pairs = run.positions * run.row_length * run.masked
     return pairs * (2 * max(1.0, in_flight(run, rank) * run.chunks) + 1)
 
 

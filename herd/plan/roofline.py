@@ -95,10 +95,20 @@ def rank_products(run: Run) -> Mapping[str, tuple[float, float]]:
     }
 
 
+def product_flops(run: Run, rank: int) -> float:
+    """Return FLOPs of matrix products of a micro-batch on a pipeline rank: forward, backward, recomputed, head."""
+    n, again = 2 * run.positions, {"none": 0.0, "selective": 0.0, "full": 1.0}[run.parallel.recompute]
+    total = 0.0
+    for name, (inputs, outputs) in rank_products(run).items():
+        total += run.layers(rank) * n * inputs * outputs * (3 + again * (name != "w2"))
+    scores = n * run.config.dim * run.config.vocab_size / run.parallel.tp
+    return total + (4 * scores if run.has_head(rank) else 0.0)
+
+
 def attention_flops(run: Run) -> float:
     """Return FLOPs of one layer's attention forward on a rank: the causal half, or the whole square under a mask."""
     width = run.config.n_heads * run.config.head_size / run.parallel.tp
-    return 4 * run.positions * width * run.row_length / (1 if run.trainer.masked else 2)
+    return 4 * run.positions * width * run.row_length / (1 if run.masked else 2)
 
 
 def _product(

@@ -12,6 +12,7 @@ from herd.base.errors import ConfigError
 from herd.model.config import ModelConfig
 from herd.parallel.config import ParallelConfig, check, layers_of, stages_of
 
+_MOST_MASK = 1 << 28  # pairs of positions of a micro-batch; beyond, nothing of t x t is made
 PRODUCTS = ("wq", "wk", "wv", "wo", "w1", "w3", "w2")
 
 
@@ -69,6 +70,12 @@ class Run:
     def positions(self) -> int:
         """Positions of a micro-batch on one rank; tensor parallel ranks share them."""
         return self.micro_rows * self.row_length // self.parallel.cp
+
+    @property
+    def masked(self) -> bool:
+        """Whether attention reads a dense mask: herd's rows do, up to a size (model/attention.py) or cut by cp."""
+        short = self.micro_rows * self.row_length**2 <= _MOST_MASK
+        return self.trainer.masked and (short or self.parallel.cp > 1)
 
     @property
     def chunks(self) -> int:

@@ -13,7 +13,7 @@ import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,13 +22,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.distributed_c10d import _resolve_process_group
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from herd.base.errors import HerdError
+from herd.model.attention import attend, document_mask
 from herd.model.config import ModelConfig
+from herd.model.pieces import additive
 from herd.model.rope import inverse_frequencies
 from herd.parallel.config import AXES, ParallelConfig
 from herd.parallel.mesh import Mesh
@@ -59,14 +62,19 @@ class Traced:
     sent: Mapping[str, tuple[int, int]]
 
 
-def simulate(run: Run, rank: int) -> Traced:
-    """Trace the step of a pipeline rank in a process of its own: half a minute or so for 405B. Raises HerdError."""
+def simulate(run: Run, rank: int, *, fewest: bool = True) -> Traced:
+    """Trace the step of a pipeline rank in a process of its own: a minute or so for 405B. Raises HerdError.
+
+    fewest: only as many micro-batches as fill the pipeline, more of which hold no more.
+    """
+    parallel = run.parallel.model_copy(update={"compile": False, "float8": False})
+    micro_batches = max(parallel.stages, min(2, run.micro_batches)) if fewest else run.micro_batches
     asked = {
         "config": run.config.model_dump(),
-        "parallel": run.parallel.model_copy(update={"compile": False, "float8": False}).model_dump(),
+        "parallel": parallel.model_dump(),
         "row_length": run.row_length,
+        "batch_tokens": micro_batches * run.micro_rows * parallel.data * run.row_length,
         "micro_rows": run.micro_rows,
-        "micro_batches": max(run.parallel.stages, min(2, run.micro_batches)),
         "rank": rank,
     }
     command = [sys.executable, "-m", "herd.plan.simulate"]
@@ -84,39 +92,25 @@ def main() -> None:
 
     asked = json.load(sys.stdin)
     torch.set_num_threads(1)
-    config, parallel = ModelConfig(**asked["config"]), ParallelConfig(**asked["parallel"])
-    dist.init_process_group(
-        "fake", rank=asked["rank"] * (parallel.ranks // parallel.pp), world_size=parallel.ranks, store=FakeStore()
-    )
-    shape = (asked["micro_rows"], asked["row_length"])
-    axes: dict[str, str] = {}
+    rank, parallel = asked.pop("rank"), ParallelConfig(**asked.pop("parallel"))
+    run = Run(ModelConfig(**asked.pop("config")), parallel, **asked)
+    world = parallel.ranks
+    dist.init_process_group("fake", rank=rank * (world // parallel.pp), world_size=world, store=FakeStore())
     # how tensors are split is worked out once for each shape, on tensors of all ranks' size, which aren't to be counted
-    trace(config.model_copy(update={"n_layers": parallel.stages}), parallel, shape, parallel.stages, axes=axes)
-    traced = trace(config, parallel, shape, asked["micro_batches"], axes=axes)
+    trace(replace(run, config=run.config.model_copy(update={"n_layers": parallel.stages})))
+    traced = trace(run)
     sys.stdout.write(json.dumps(asdict(traced)) + "\n")
 
 
-def trace(
-    config: ModelConfig,
-    parallel: ParallelConfig,
-    shape: tuple[int, int],
-    micro_batches: int,
-    *,
-    axes: dict[str, str],
-) -> Traced:
-    """Run one step of this rank, with tensors that have no memory.
-
-    shape: rows and positions of its micro-batches. axes: of process groups by name; this step's are added, for PyTorch
-    remembers how it split a shape before, and the groups that did it.
-    """
+def trace(run: Run) -> Traced:
+    """Run one step of this rank, with tensors that have no memory."""
     device = torch.device("cpu")
-    worker = lay_out(config, parallel, device=device, dtype=torch.bfloat16)
+    worker = lay_out(run.config, run.parallel, device=device, dtype=torch.bfloat16)
     assert worker.mesh is not None
-    axes |= _axes(worker.mesh)
-    with FakeTensorMode(allow_non_fake_inputs=True), _Trace(axes) as found:
+    with FakeTensorMode(allow_non_fake_inputs=True), _Trace(_axes(worker.mesh)) as found:
         for model in worker.models:
             model.to_empty(device=device)
-            model.frequencies = inverse_frequencies(config)
+            model.frequencies = inverse_frequencies(run.config)
         settings = OptimConfig(learning_rate=1e-4)
         optimizer = Optimizer(
             worker.named_parameters(), settings, steps=10, dtype=torch.bfloat16, norm=worker.mesh.norm
@@ -127,11 +121,11 @@ def trace(
         masters = [_local(master) for master in optimizer.masters.values()]
         moments = [_local(state) for master in optimizer.masters.values() for state in _moments(optimizer, master)]
         found.begin(lambda: {"masters": _bytes(masters), "moments": _bytes(moments)} | _parts(worker))
-        worker.backward(NextToken().loss, [_batch(*shape) for _ in range(micro_batches)])
+        worker.backward(NextToken().loss, [_batch(run) for _ in range(run.micro_batches)])
         optimizer.step(1, 1.0)
     return Traced(
         parameters=sum(parameter.numel() for _, parameter in worker.named_parameters()),
-        micro_batches=micro_batches,
+        micro_batches=run.micro_batches,
         peak=found.peak,
         parts=found.parts,
         product_flops=found.flops["products"],
@@ -140,23 +134,37 @@ def trace(
     )
 
 
-def _batch(rows: int, length: int) -> Batch:
-    ids = torch.zeros(rows, length, dtype=torch.int64)
-    return Batch(ids, ids.clone(), torch.ones(rows, length), ids.clone(), ids.clone())
+def _batch(run: Run) -> Batch:
+    shape = run.micro_rows, run.row_length
+    ids = torch.zeros(shape, dtype=torch.int64)
+    # which rows are short enough for a mask a GPU decides otherwise than a processor; context parallel ranks always do
+    documents: Any = ids.clone() if run.parallel.cp > 1 else _AsOnGPU(*shape) if run.masked else None
+    return Batch(ids, ids.clone(), torch.ones(shape), documents, ids.clone())
+
+
+class _AsOnGPU:
+    """Attention under a dense mask (herd.model.attention.Reach), made when the first layer asks for it."""
+
+    def __init__(self, rows: int, length: int) -> None:
+        self._shape, self._bias = (rows, length), None
+
+    def attend(self, q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor) -> Tensor:
+        """Return attention [b, h, t, d]."""
+        if self._bias is None:
+            self._bias = additive(document_mask(torch.zeros(self._shape, dtype=torch.int64)), q_bhtd.dtype)
+        return attend(q_bhtd, k_bhsd, v_bhsd, self._bias)
 
 
 def _moments(optimizer: Optimizer, master: nn.Parameter) -> list[Tensor]:
     return [value for value in optimizer.moments(master).values() if value.numel() > 1]
 
 
-def _axes(mesh: Mesh) -> dict[str, str]:
-    """Return the axis of each process group, by the group's name."""
-    names = {mesh.group(axis).group_name: axis for axis in AXES}
-    sharded = mesh.shards
-    for dim in range(sharded.ndim):
-        name = "dp_shard" if dim == sharded.ndim - 1 else "dp_replicate"
-        names[sharded.get_group(dim).group_name] = name
-    return names
+def _axes(mesh: Mesh) -> dict[tuple[int, ...], str]:
+    """Return the axis along which a group of ranks lies; PyTorch makes groups of its own with the same ranks."""
+    sizes = zip(AXES, mesh.config.sizes, strict=True)
+    groups = [(mesh.group(axis), axis) for axis, size in sizes if size > 1]
+    groups.append((mesh.shards.get_group(mesh.shards.ndim - 1), "dp_shard"))
+    return {tuple(dist.get_process_group_ranks(group)): axis for group, axis in groups}
 
 
 def _parts(worker: Worker) -> dict[str, int]:
@@ -196,7 +204,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 class _Trace(TorchDispatchMode):
     """Sees every operator on a rank's own tensors: counts storages that live, FLOPs, and what collectives move."""
 
-    def __init__(self, axes: Mapping[str, str]) -> None:
+    def __init__(self, axes: Mapping[tuple[int, ...], str]) -> None:
         super().__init__()
         self.alive = self.peak = 0
         self.parts: dict[str, int] = {}
@@ -282,15 +290,17 @@ class _Trace(TorchDispatchMode):
     def _count_sent(self, func: Any, args: Any, out: Any) -> None:
         packet = getattr(func, "overloadpacket", None)
         if packet in (_FUNCTIONAL.all_gather_into_tensor, _FUNCTIONAL.reduce_scatter_tensor, _FUNCTIONAL.all_reduce):
-            moved, group = (out if packet is _FUNCTIONAL.all_gather_into_tensor else args[0]), args[-1]
+            moved = out if packet is _FUNCTIONAL.all_gather_into_tensor else args[0]
+            group = _resolve_process_group(args[-1])
         elif packet in (_C10D._allgather_base_, _C10D._reduce_scatter_base_):
             moved = args[0] if packet is _C10D._allgather_base_ else args[1]
-            group = dist.ProcessGroup.unbox(args[2]).group_name
+            group = dist.ProcessGroup.unbox(args[2])
         elif packet in (_C10D.allreduce_, _C10D.send):
-            moved, group = args[0][0], dist.ProcessGroup.unbox(args[1]).group_name
+            moved, group = args[0][0], dist.ProcessGroup.unbox(args[1])
         else:
             return
-        name = f"{self._axes.get(group, 'several')} {_NAMES[str(packet).split('.')[-1]]}"
+        axis = self._axes.get(tuple(dist.get_process_group_ranks(group)), "several")
+        name = f"{axis} {_NAMES[str(packet).split('.')[-1]]}"
         times, size = self.sent.get(name, (0, 0))
         self.sent[name] = times + 1, size + moved.numel() * moved.element_size()
 
