@@ -16,6 +16,7 @@ from herd.model.config import ModelConfig
 from herd.model.linear import project
 from herd.model.pieces import Piece, additive, attend_in_pieces, cut
 from herd.model.rope import rotate
+from herd.model.varlen import Varlen
 
 # scores a head (t x s) up to which a processor works in pieces, which are kept for the backward pass
 _MOST_PLAIN = 1 << 20
@@ -51,6 +52,13 @@ def document_mask(documents_bt: Tensor) -> Tensor:
     same = documents_bt.unsqueeze(2) == documents_bt.unsqueeze(1)
     causal = torch.ones(length, length, dtype=torch.bool, device=documents_bt.device).tril()
     return (same & causal).unsqueeze(1)
+
+
+def reach_of(documents_bt: Tensor, dtype: torch.dtype) -> Bias:
+    """Return who sees whom in rows of documents, as this device attends best."""
+    if Varlen.fits(documents_bt, dtype):
+        return Varlen(documents_bt)
+    return bias_of(document_mask(documents_bt), dtype)
 
 
 def bias_of(mask_b1ts: Tensor, dtype: torch.dtype) -> Tensor | tuple[Piece, ...]:

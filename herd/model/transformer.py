@@ -6,13 +6,13 @@ The head is a separate call, `logits(hidden)`: chunked losses, distillation, rew
 each take only the rows they need.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from herd.model.attention import Attention, Reach, Step, bias_of, document_mask
+from herd.model.attention import Attention, Bias, Reach, Step, bias_of, reach_of
 from herd.model.cache import CacheView, Pass
 from herd.model.config import ModelConfig
 from herd.model.fresh import draw
@@ -81,20 +81,19 @@ class Transformer(nn.Module):
         """Return hidden states [b, t, e].
 
         positions [b, t]: place of each token in its own document; default 0, 1, ... (after the cached ones).
-        documents [b, t]: equal numbers attend to each other; None: each row is one document; or who sees whom, which
-        brings attention of its own.
+        documents [b, t]: equal numbers, which stand together, attend to each other; None: each row is one document;
+        or who sees whom, which brings attention of its own.
         cache: then tokens are [1, t], the new ones of all its rows, one row after the other.
         """
         if positions is None:
             plain = torch.arange(tokens_bt.shape[1], device=tokens_bt.device).expand_as(tokens_bt)
             positions = plain if cache is None else cache.positions
-        seen: Sequence[Tensor | Reach | None] = [documents]
-        if isinstance(documents, Tensor):
-            seen = [document_mask(documents)]
-        if cache is not None:
-            seen = [group.mask for group in cache.groups] if isinstance(cache, CacheView) else []
         x_bte = self.tok_embeddings(tokens_bt)
-        biases = tuple(bias_of(mask, x_bte.dtype) if isinstance(mask, Tensor) else mask for mask in seen)
+        biases: tuple[Bias, ...] = ()
+        if isinstance(cache, CacheView):
+            biases = tuple(bias_of(group.mask, x_bte.dtype) for group in cache.groups)
+        elif cache is None:
+            biases = (reach_of(documents, x_bte.dtype) if isinstance(documents, Tensor) else documents,)
         step = Step(*rotation_table(self.frequencies, positions), biases, cache)
         for layer in self.layers:
             x_bte = layer(x_bte, step)
