@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from arena import LIMIT, Rounds, Worker, options, play, spread, write_json
-from trainers import TRAINERS, Matmul, Task
+from trainers import TRAINERS, Matmul, Task, start
 
 from herd.model.config import ModelConfig
 from herd.runtime.device import device_name
@@ -56,9 +56,10 @@ def enter(names: Sequence[str], task: Task, threads: int) -> list[Worker]:
     workers = []
     for name in names:
         engine, _, kind = name.partition(":")
-        if engine not in TRAINERS:
+        kind, _, kept = kind.partition("+")
+        if engine not in TRAINERS or kept not in ("", "kept"):
             raise SystemExit(f"{name}: no such contestant; write one of {', '.join(TRAINERS)} and its kind")
-        worker, began = Worker(name, TRAINERS[engine], task, kind, threads), time.monotonic()
+        worker, began = Worker(name, start, TRAINERS[engine], task, kind, threads, bool(kept)), time.monotonic()
         why = worker.missing
         try:
             if not why:
@@ -79,7 +80,7 @@ def compete(name: str, chosen: argparse.Namespace) -> None:
     """Let all contestants train one shape, and print the table."""
     task = TASKS[name]
     names = chosen.contestants or (DOCUMENTS if task.documents else WHOLE)
-    bare = Worker("matmul", Matmul, task, "", chosen.threads)
+    bare = Worker("matmul", start, Matmul, task, "", chosen.threads, False)
     workers = enter(names, task, chosen.threads)
     peaks = [bare.turn("rate", chosen.urgent).value]
     found = play(workers, "train", (chosen.steps, chosen.urgent), rate=float, chosen=chosen)

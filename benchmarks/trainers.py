@@ -9,6 +9,8 @@
     transformers:padded-bf16     the same under autocast, fused AdamW
     transformers:joined          documents end to end in full rows, attention across documents, autocast, fused AdamW
 
+    any of these + "+kept"       with herd's settings of the C library's allocator (herd/runtime/allocator.py)
+
 All start from the same weights and, where rows are whole, see the same ids; AdamW with herd's constants, weight decay
 on matrices only, gradients clipped to norm 1. The last three take documents of their own packing, and don't clip.
 Gradients of herd are bfloat16 before they meet the float32 masters; those of autocast are float32.
@@ -113,9 +115,7 @@ def _urgency(urgent: bool) -> Iterator[None]:
 class Herd(Trainer):
     """herd's own loop, put together as the stages do."""
 
-    def __init__(self, task: Task, kind: str, threads: int) -> None:
-        torch.set_num_threads(threads)
-        keep_freed_memory()
+    def __init__(self, task: Task, kind: str) -> None:
         model, feed = drawn(task.model), _feed(task)
         optimizer = Optimizer(model.named_parameters(), OPTIM, steps=1 << 30, dtype=torch.bfloat16)
         if kind == "compiled":
@@ -135,8 +135,8 @@ class Herd(Trainer):
 class Matmul(Trainer):
     """The rate of bfloat16 matrix products, the best of some sizes."""
 
-    def __init__(self, task: Task, kind: str, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, task: Task, kind: str) -> None:
+        """Nothing is trained."""
 
     def rate(self, urgent: bool) -> float:
         """Return FLOP/s."""
@@ -184,8 +184,7 @@ class Plain(Trainer):
 class Transformers(Plain):
     """transformers' LlamaForCausalLM."""
 
-    def __init__(self, task: Task, kind: str, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, task: Task, kind: str) -> None:
         model = llama(task)
         if task.documents:
             self._documents(model, task, kind)
@@ -217,12 +216,11 @@ class Transformers(Plain):
 class LitGPT(Plain):
     """litgpt's GPT."""
 
-    def __init__(self, task: Task, kind: str, threads: int) -> None:
+    def __init__(self, task: Task, kind: str) -> None:
         from litgpt import GPT, Config
         from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
         from litgpt.utils import chunked_cross_entropy
 
-        torch.set_num_threads(threads)
         shape = task.model
         config = Config(
             block_size=task.length,
@@ -251,13 +249,12 @@ class LitGPT(Plain):
 class TorchTune(Plain):
     """torchtune's llama3."""
 
-    def __init__(self, task: Task, kind: str, threads: int) -> None:
+    def __init__(self, task: Task, kind: str) -> None:
         from torchtune.models.convert_weights import hf_to_tune
         from torchtune.models.llama3._component_builders import llama3
         from torchtune.modules.loss import CEWithChunkedOutputLoss
         from torchtune.training import compile_loss, compile_model
 
-        torch.set_num_threads(threads)
         shape = task.model
         model = llama3(
             vocab_size=shape.vocab_size,
@@ -286,6 +283,14 @@ TRAINERS: Mapping[str, type[Trainer]] = {
     "litgpt": LitGPT,
     "torchtune": TorchTune,
 }
+
+
+def start(trainer: type[Trainer], task: Task, kind: str, threads: int, kept: bool) -> Trainer:
+    """Return a trainer in a fresh process; kept: with the allocator set as herd itself sets it."""
+    torch.set_num_threads(threads)
+    if kept or trainer is Herd:
+        keep_freed_memory()
+    return trainer(task, kind)
 
 
 def drawn(shape: ModelConfig) -> Transformer:

@@ -36,6 +36,6 @@ def test_its_laws_hold(tmp_path: Path) -> None:
 def test_every_check_runs(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     results = ran(tmp_path / "gpu.json")
-    assert len(results) == 12
+    assert len(results) == 15
     assert not [name for name, found in results.items() if "failed" in found]
     assert results["streams 8B 64"]["herd tokens/s"] > 0

@@ -45,6 +45,7 @@ def cut(mask_b1ts: Tensor, dtype: torch.dtype) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
+@torch.compiler.disable  # each pattern of documents would be another program
 def attend_in_pieces(q_bhtd: Tensor, k_bksd: Tensor, v_bksd: Tensor, pieces: tuple[Piece, ...]) -> Tensor:
     """Return softmax(q k / sqrt(d) + bias) v, [b, h, t, d]; heads that share keys become rows of one product."""
     return _Pieces.apply(q_bhtd, k_bksd, v_bksd, pieces)

@@ -81,8 +81,8 @@ class Transformer(nn.Module):
         """Return hidden states [b, t, e].
 
         positions [b, t]: place of each token in its own document; default 0, 1, ... (after the cached ones).
-        documents [b, t]: equal numbers attend to each other; None: each row is one document; or who sees whom, which
-        brings attention of its own.
+        documents [b, t]: equal numbers, which stand together, attend to each other; None: each row is one document;
+        or who sees whom, which brings attention of its own.
         cache: then tokens are [1, t], the new ones of all its rows, one row after the other.
         """
         if positions is None:
