@@ -25,7 +25,7 @@ distill   |  8 | base runtime tokenizer model parallel train engine
 align     |  8 | base runtime data tokenizer model parallel train engine tools guard
 eval      |  9 | base data tokenizer engine tools guard
 card      | 10 | base
-plan      | 10 | base runtime model parallel
+plan      | 10 | base runtime model parallel train
 serve     | 10 | base tokenizer engine tools guard
 """
 ANYTHING = {"stages", "recipes", "cli", "__main__"}

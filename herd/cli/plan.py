@@ -50,6 +50,9 @@ def plan(
     location: Annotated[float | None, _of(_BILL, "gCO2e/kWh of the grid there.", least=0)] = None,
     market: Annotated[float | None, _of(_BILL, "gCO2e/kWh of what is bought.", least=0)] = None,
     search: Annotated[bool, typer.Option("--search", help="Rank all meshes, and say why others don't fit.")] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Trace the fullest rank's step without memory beside the closed form.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Published runs beside what plans say of them.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -93,6 +96,8 @@ def plan(
         print(json.dumps(plan_tables.as_dict(model, chosen, summed), indent=2))
     else:
         plan_tables.print_plan(model, chosen, why, summed)
+        if simulate:
+            plan_tables.print_simulation(chosen)
     if not chosen.fits:
         missing = chosen.memory.total - chosen.card.memory
         raise ConfigError(

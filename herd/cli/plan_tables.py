@@ -1,5 +1,6 @@
 """How `herd plan` shows a plan: tables that fit 80 columns, and the same as plain data."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -9,7 +10,9 @@ from rich.text import Text
 from herd.plan.cards import GIB
 from herd.plan.communication import Traffic
 from herd.plan.estimate import Plan
+from herd.plan.memory import memory
 from herd.plan.published import CALIBRATED, Row, hours, rows
+from herd.plan.roofline import product_flops
 from herd.plan.search import Question, Refused
 
 if TYPE_CHECKING:
@@ -132,6 +135,44 @@ def _billed(plan: Plan, bill: "Bill") -> list[tuple[str, str]]:
         ),
         ("cost", "no price stated" if bill.cost is None else f"{bill.cost:,.0f}"),
     ]
+
+
+def print_simulation(plan: Plan) -> None:
+    """Trace the fullest rank and print what it held and did, beside the closed form of the same: nothing compiled."""
+    from herd.plan.simulate import simulate
+
+    console, rank = Console(highlight=False, markup=False), plan.memory.rank
+    parallel = plan.run.parallel.model_copy(update={"compile": False, "float8": False})
+    run = replace(plan.run, parallel=parallel)
+    console.print(Text(f"\nTraced without memory: pipeline rank {rank}, nothing compiled", "bold"))
+    with console.status("a minute or so"):
+        traced = simulate(run, rank)
+    closed = memory(run, rank)
+    pairs = {name: (closed.parts[name], traced.parts[name]) for name in ("masters", "moments", "gathered weights")}
+    # a gradient on its way from one format to another is nobody's by name
+    mine, found = (sum(side) for side in zip(*pairs.values(), strict=True))
+    pairs["gradients, activations, work"] = closed.allocated - mine, traced.peak - found
+    table = _table()
+    table.add_column("GiB")
+    for name in ("closed form", "traced", "difference"):
+        table.add_column(name, justify="right")
+    for name, (mine, found) in (pairs | {"all tensors": (closed.allocated, traced.peak)}).items():
+        difference = _error(mine, found) if found > GIB / 100 else ""
+        table.add_row(name, f"{mine / GIB:,.2f}", f"{found / GIB:,.2f}", difference)
+    console.print(table)
+    once = product_flops(run, rank)
+    found = traced.product_flops / traced.micro_batches
+    _facts(
+        console,
+        [
+            ("products", f"{once / 1e12:,.2f} TFLOP a micro-batch, traced {found / 1e12:,.2f}"),
+            (
+                "sent",
+                " · ".join(f"{name} {size / 1e9:,.2f} GB" for name, (_, size) in traced.sent.items() if size > 1e6),
+            ),
+            ("", f"of {traced.micro_batches} micro-batches, whole buffers; a ring sends (n - 1) / n of them"),
+        ],
+    )
 
 
 def as_dict(model: str, plan: Plan, bill: "Bill | None") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from herd.model.linear import project
 from herd.model.long_rows import spans_of
 from herd.model.pieces import Piece, additive, attend_in_pieces, cut
 from herd.model.rope import rotate
+from herd.model.varlen import Varlen
 
 # scores a head (t x s) up to which a processor works in pieces, which are kept for the backward pass
 _MOST_PLAIN = 1 << 20
@@ -58,6 +59,8 @@ def document_mask(documents_bt: Tensor) -> Tensor:
 
 def rows_bias(documents_bt: Tensor, dtype: torch.dtype) -> Bias:
     """Return who sees whom in packed rows, as `attend` takes it; for long rows nothing of t x t is made."""
+    if Varlen.fits(documents_bt, dtype):
+        return Varlen(documents_bt)
     b, t = documents_bt.shape
     if documents_bt.device.type == "cpu":
         if t * t > _MOST_PLAIN:
@@ -71,7 +74,8 @@ def rows_bias(documents_bt: Tensor, dtype: torch.dtype) -> Bias:
 
 def bias_of(mask_b1ts: Tensor, dtype: torch.dtype) -> Tensor | tuple[Piece, ...]:
     """Return a mask as `attend` takes it: pieces on a processor, unless they are too much to keep; else 0 and -inf."""
-    if mask_b1ts.device.type == "cpu":
+    # a subclass, such as a tensor without memory, can't say where the mask is empty
+    if type(mask_b1ts) is Tensor and mask_b1ts.device.type == "cpu":
         pieces = cut(mask_b1ts, dtype)
         if sum(piece.bias_b11ts[0].numel() for piece in pieces) <= _MOST_PLAIN:
             return pieces

@@ -156,6 +156,9 @@ def _misfits(
             yield "pp > 1: tied embeddings would lie on the first and the last stage; untie them"
     if config.schedule != "1F1B" and config.pp == 1:
         yield f"schedule {config.schedule} needs pp > 1"
+    if config.schedule == "ZBVZeroBubble" and config.recompute != "none":
+        # PyTorch refuses a second backward pass of what was recomputed selectively, and recomputes all of it twice
+        yield f"recompute {config.recompute} under ZBVZeroBubble, whose backward pass comes in two halves: use none"
 
 
 def _fitting(value: int, most: int) -> int:

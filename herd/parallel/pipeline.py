@@ -5,6 +5,7 @@ The loss is the same function as ever: it is called with a model whose forward p
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,7 +63,8 @@ class Pipeline:
         def loss(hidden: Tensor, numbers: Tensor) -> Tensor:
             assert self._last is not None
             found = loss_of(Passed(self._last, hidden), rows[int(numbers)].batch)
-            losses.append(found)
+            # detached: where the backward pass comes in two halves, its graph would keep a stage's activations
+            losses.append(replace(found, total=found.total.detach()))
             return found.total.clone()  # a schedule detaches it in place, which a view refuses
 
         self._loss = loss
@@ -74,7 +76,8 @@ class Pipeline:
         tokens = torch.cat([each.batch.tokens for each in rows]) if self._first else None
         inputs = () if tokens is None else (tokens,)
         target = {} if self._last is None else {"target": numbers, "losses": []}
-        schedule.step(*inputs, number=numbers, **target)
+        # what the last stage gave out would be kept, and all that its graph holds, until the step's end
+        schedule.step(*inputs, number=numbers, return_outputs=False, **target)
         return losses
 
     @property

@@ -79,11 +79,11 @@ class Alone:
 
 
 class Sharded:
-    """A model of which each layer is gathered when it is needed."""
+    """A model of which each layer is gathered when it is needed; `roots` is what FSDP knows as the whole."""
 
     def __init__(self, model: Transformer, mesh: Mesh, dtype: torch.dtype) -> None:
         self.model, self.mesh, self._dtype = model, mesh, dtype
-        self.models = (model,)
+        self.models, self.roots = (model,), (model,)
 
     def sum(self, values: Tensor) -> Tensor:
         return self.mesh.sum_of_tokens(values)
@@ -113,7 +113,8 @@ class Piped:
     def __init__(self, stages: Sequence[tuple[int, StageModel]], mesh: Mesh, dtype: torch.dtype) -> None:
         self.mesh, self._dtype = mesh, dtype
         self._stages, self._device = stages, torch.device(mesh.root.device_type)
-        self.models = tuple(stage.part for _, stage in stages)
+        self.roots = tuple(stage for _, stage in stages)
+        self.models = tuple(stage.part for stage in self.roots)
         self._pipeline = Pipeline(stages, mesh, self._device)
 
     def sum(self, values: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def _traffic(run: Run, rank: int, ring: Callable[..., Traffic]) -> Iterator[Traf
     parallel, config, layers = run.parallel, run.config, run.layers(rank)
     micro, hidden = run.micro_batches, 2 * run.positions * config.dim
     regathered = parallel.recompute == "selective" and not run.trainer.gathers
-    again = {"none": 0, "selective": 2 * regathered, "full": 4}[parallel.recompute]
+    again = {"none": 0, "selective": 2 * regathered, "full": 3}[parallel.recompute]
     if parallel.tp > 1:
         ends = 2 * run.has_embedding(rank) + 2 * run.has_head(rank)
         times = micro * (layers * (8 + again) + ends)

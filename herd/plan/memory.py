@@ -14,8 +14,6 @@ from herd.plan.run import Run, block_parameters, products
 GAPS, CONTEXT = 0.10, 1.5 * GIB
 # scores that are worked at once (train/objective.py), and bytes for each: bf16, float32, gradient
 _PIECE, _SCORE_BYTES = 1 << 26, 8
-# bytes a pair of positions in a dense mask: what is added to the scores, and the truth values behind it
-_MASK_BYTES = 3
 
 
 @dataclass(frozen=True)
@@ -62,21 +60,45 @@ def memory(run: Run, rank: int) -> Memory:
         "masters": 4 * own * host,
         "moments": 8 * own * host,
         "gathered weights": 2 * (near if parallel.resharding else whole),
-        "mask": _MASK_BYTES * run.positions * run.row_length * run.trainer.masked,
+        "mask": _mask(run, rank),
     }
     added = parallel.pp > 1 or run.micro_batches > 1
     waiting = 2 * whole if parallel.ranks == 1 else 4 * whole if added else 0.0  # one process adds up in bf16
+    table = _table(run, rank)
     kept, working = _activations(run, rank)
     scores = _scores(run) if run.has_head(rank) else 0.0
     moments = (
-        {"gradients": waiting, "activations": kept, "scores": scores, "one layer's work": 0.0},
-        {"gradients": waiting or 6 * near, "activations": kept, "scores": 0.0, "one layer's work": working},
+        {"gradients": waiting + 4 * table * added, "activations": kept, "scores": scores, "one layer's work": 0.0},
+        {
+            "gradients": waiting + 4 * table * added + 2 * (block + outside) if added else 6 * near,
+            "activations": kept,
+            "scores": 0.0,
+            "one layer's work": working,
+        },
         {"gradients": 4 * own * host + 2 * whole * (parallel.ranks == 1)},
+        {"gradients": (waiting or 6 * near) + (4 + 2) * table, "activations": kept / max(1.0, in_flight(run, rank))},
     )
     parts = fixed | max(moments, key=lambda parts: sum(parts.values()))
     parts["allocator's gaps"] = GAPS * sum(parts.values())
     parts["context, buffers"] = CONTEXT
     return Memory(rank, parts)
+
+
+def _table(run: Run, rank: int) -> float:
+    """Return the parameters of the embedding that a rank has a gradient of, but no part in.
+
+    DTensor computes the gradient of an embedding split by vocabulary whole on every tensor parallel rank, and splits it
+    when it is reduced.
+    """
+    if run.parallel.tp == 1 or not run.has_embedding(rank) or not run.trainer.whole_table:
+        return 0.0
+    return run.config.vocab_size * run.config.dim * (1 - 1 / run.parallel.tp)
+
+
+def _mask(run: Run, rank: int) -> float:
+    """Return the bytes of dense masks: one of bf16 for every micro-batch in flight, truth values while it is made."""
+    pairs = run.positions * run.row_length * run.masked
+    return pairs * (2 * max(1.0, in_flight(run, rank) * run.chunks) + 1)
 
 
 def in_flight(run: Run, rank: int) -> float:
@@ -93,41 +115,59 @@ def in_flight(run: Run, rank: int) -> float:
     return min(held, micro * chunks) / chunks
 
 
-def kept_bytes(run: Run, how: str | None = None) -> float:
-    """Return the bytes of one position of one layer that a rank keeps for the backward pass under `recompute`."""
+def kept_bytes(run: Run) -> float:
+    """Return the bytes of one position of one layer that a rank keeps for the backward pass."""
+    results = _results(run)
+    return sum(results[name] for name in _kept(run, run.parallel.recompute))
+
+
+def _results(run: Run) -> dict[str, float]:
+    """Return the bytes of one position that each operator of a layer leaves on a rank, by what made it."""
     config, tp = run.config, run.parallel.tp
-    how = how or run.parallel.recompute
-    residual = 2 * config.dim / tp  # the block's input, split by position
+    split = {name: 2.0 * outputs / tp for name, (_, outputs) in products(config).items()}
+    residual = 2.0 * config.dim / tp
+    return split | {
+        "input": residual,
+        "middle": residual,
+        # products read all positions; those of wo and w2 are sums of all, of which a rank keeps its own by a scatter
+        "norms": 2 * 2.0 * config.dim,
+        "wo": 2.0 * config.dim,
+        "w2": 2.0 * config.dim,
+        "scatters": 2 * residual,
+        "attention": (2.0 * config.n_heads * config.head_size + 4 * config.n_heads) / tp,
+        "gate": 2 * split["w1"],
+    }
+
+
+def _kept(run: Run, how: str) -> set[str]:
+    split = run.parallel.tp > 1
     if how == "full":
-        return residual
-    width = {name: 2 * outputs for name, (_, outputs) in products(config).items()}
-    # a row split product gives sums of all positions, of which each rank keeps its own after a reduce-scatter
-    split = {name: width[name] / (1 if name in ("wo", "w2") else tp) for name in width}
-    attended = (2 * config.n_heads * config.head_size + 4 * config.n_heads) / tp
-    gathered = 2 * 2 * config.dim
+        return {"input"}
     if how == "selective":
-        collected = 2 * residual + gathered * run.trainer.gathers if tp > 1 else 0.0
-        return residual + attended + collected + sum(split[name] for name in run.trainer.kept)
-    inside = split["wq"] + split["wk"] + split["wv"] + attended + split["w1"] + split["w3"]
-    if run.parallel.compile and tp == 1:
-        gathered = 0.0  # a fused backward pass norms again, as it does SwiGLU's gate
-    gate = 0.0 if run.parallel.compile else 2 * split["w1"]
-    return 2 * residual + gathered + inside + gate
+        collected = {"scatters", *(["norms"] if run.trainer.gathers else [])}
+        return {"input", "attention", *run.trainer.kept, *(collected if split else ())}
+    kept = {"input", "middle", "norms", "wq", "wk", "wv", "attention", "w1", "w3", "gate"}
+    if run.parallel.compile:
+        # a fused backward pass does the gate again, and norms where nothing is gathered in between
+        kept -= {"gate"} if split else {"gate", "norms"}
+    return kept
 
 
 def _activations(run: Run, rank: int) -> tuple[float, float]:
     """Return bytes kept of all micro-batches in flight, and those that come and go with one layer."""
-    flying, layers = in_flight(run, rank), run.layers(rank)
+    flying, layers, results = in_flight(run, rank), run.layers(rank), _results(run)
     ends = 2 * run.config.dim * (run.has_head(rank) + (1 if run.parallel.pp > 1 else 0) / run.parallel.tp)
     kept = run.positions * (flying * layers * kept_bytes(run) + max(1.0, flying) * ends)
-    again = kept_bytes(run, "none") - kept_bytes(run, "full") if run.parallel.recompute != "none" else 0.0
-    # gradients of SwiGLU's three wide tensors and of two gathered inputs are there at once
-    passing = 3 * 2 * run.config.ffn_hidden / run.parallel.tp + 2 * 2 * run.config.dim
-    return kept, run.positions * (again + passing) if layers else 0.0
+    again = _kept(run, "none") - _kept(run, run.parallel.recompute)
+    # gradients of SwiGLU's three wide tensors and of its gathered input are there at once
+    passing = 3 * results["w1"] + results["norms"] / 2
+    return kept, run.positions * (sum(results[name] for name in again) + passing) if layers else 0.0
 
 
 def _scores(run: Run) -> float:
     scores = run.positions * run.config.vocab_size
     if run.trainer.score_bytes is not None:
         return scores * run.trainer.score_bytes / run.parallel.tp
-    return min(scores, _PIECE) * _SCORE_BYTES / run.parallel.tp
+    # the head's gradient of a piece, of those before it, and their sum
+    head = 3 * 2 * run.config.vocab_size * run.config.dim if scores > _PIECE else 0.0
+    return (min(scores, _PIECE) * _SCORE_BYTES + head) / run.parallel.tp

@@ -74,7 +74,8 @@ def _layer(run: Run, card: Card, efficiency: Efficiency, layers: int) -> Iterato
     how, n = run.parallel.recompute, run.positions
     for name, (inputs, outputs) in rank_products(run).items():
         once = layers * _product(card, efficiency, n, inputs, outputs, float8=run.parallel.float8)
-        again = how == "full" or (how == "selective" and name not in run.trainer.kept)
+        # recomputing ends with what the backward pass needs last: the input of w2
+        again = (how == "full" and name != "w2") or (how == "selective" and name not in run.trainer.kept)
         yield _Cost("products", once, once * again, 2 * once)
     once = layers * (attention_flops(run) / (card.bf16 * card.attention * card.clock) + efficiency.kernel)
     # the scores are computed again from queries and keys: five products backward for two forward
@@ -94,10 +95,20 @@ def rank_products(run: Run) -> Mapping[str, tuple[float, float]]:
     }
 
 
+def product_flops(run: Run, rank: int) -> float:
+    """Return FLOPs of matrix products of a micro-batch on a pipeline rank: forward, backward, recomputed, head."""
+    n, again = 2 * run.positions, {"none": 0.0, "selective": 0.0, "full": 1.0}[run.parallel.recompute]
+    total = 0.0
+    for name, (inputs, outputs) in rank_products(run).items():
+        total += run.layers(rank) * n * inputs * outputs * (3 + again * (name != "w2"))
+    scores = n * run.config.dim * run.config.vocab_size / run.parallel.tp
+    return total + (4 * scores if run.has_head(rank) else 0.0)
+
+
 def attention_flops(run: Run) -> float:
     """Return FLOPs of one layer's attention forward on a rank: the causal half, or the whole square under a mask."""
     width = run.config.n_heads * run.config.head_size / run.parallel.tp
-    return 4 * run.positions * width * run.row_length / (1 if run.trainer.masked else 2)
+    return 4 * run.positions * width * run.row_length / (1 if run.masked else 2)
 
 
 def _product(

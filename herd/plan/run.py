@@ -12,6 +12,7 @@ from herd.base.errors import ConfigError
 from herd.model.config import ModelConfig
 from herd.parallel.config import ParallelConfig, check, layers_of, stages_of
 
+_MOST_MASK = 1 << 28  # pairs of positions of a micro-batch; beyond, nothing of t x t is made
 PRODUCTS = ("wq", "wk", "wv", "wo", "w1", "w3", "w2")
 
 
@@ -22,7 +23,8 @@ class Trainer:
     stages_per_rank: under Interleaved1F1B; None takes the schedule's. overlapped: axes beside dp_shard whose
     communication hides behind products. kept: products whose results selective recompute keeps; gathers: and inputs.
     score_bytes: a score, all scores at once; None works them in pieces. masked: who sees whom is a dense mask, so that
-    attention computes the whole square. fused: norms and rotation are one kernel each when not compiled.
+    attention computes the whole square. fused: norms and rotation are one kernel each when not compiled. whole_table:
+    the embedding's gradient is whole on tensor parallel ranks (DTensor).
     """
 
     stages_per_rank: int | None = None
@@ -32,11 +34,12 @@ class Trainer:
     score_bytes: int | None = None
     masked: bool = False
     fused: bool = True
+    whole_table: bool = True
 
 
 HERD = Trainer(masked=True)
 # Section 3.3.2 takes a layer from the first and the last stage, so that 126 layers and two are 16 ranks x 8 stages.
-PAPER = Trainer(stages_per_rank=8, overlapped=("pp",))
+PAPER = Trainer(stages_per_rank=8, overlapped=("pp",), whole_table=False)
 # torchtitan at the end of 2024: every second product is computed again, scores are float32 at once
 TITAN = Trainer(kept=("wq", "wv", "w1", "w2"), gathers=False, score_bytes=12, fused=False)
 TRAINERS = {"herd": HERD, "paper": PAPER, "torchtitan": TITAN}
@@ -67,6 +70,12 @@ class Run:
     def positions(self) -> int:
         """Positions of a micro-batch on one rank; tensor parallel ranks share them."""
         return self.micro_rows * self.row_length // self.parallel.cp
+
+    @property
+    def masked(self) -> bool:
+        """Whether attention reads a dense mask: herd's rows do, up to a size (model/attention.py) or cut by cp."""
+        short = self.micro_rows * self.row_length**2 <= _MOST_MASK
+        return self.trainer.masked and (short or self.parallel.cp > 1)
 
     @property
     def chunks(self) -> int:

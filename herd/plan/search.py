@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf, log2, prod
+from math import inf, isfinite, log2, prod
 from typing import Any
 
 from herd.base.errors import ConfigError
@@ -193,15 +193,16 @@ def _variants(question: Question, mesh: ParallelConfig) -> Iterator[Run]:
 
 def _first_fitting(question: Question, run: Run) -> Run | Refused:
     """Return a run with as little recomputing as its memory allows."""
-    try:
-        run.check()
-    except ConfigError as error:
-        return Refused(run, str(error).partition(": ")[2], inf)
     wanted = question.fixed.get("recompute")
-    missing = 0.0
+    refused = Refused(run, "", inf)
     for how in (wanted,) if wanted else _RECOMPUTE:
         run = replace(run, parallel=run.parallel.model_copy(update={"recompute": how}))
+        try:
+            run.check()
+        except ConfigError as error:
+            return refused if isfinite(refused.missing) else Refused(run, str(error).partition(": ")[2], inf)
         missing = worst(run).total - question.card.memory
         if missing <= 0:
             return run
-    return Refused(run, f"{missing / GIB:,.1f} GiB too much", missing)
+        refused = Refused(run, f"{missing / GIB:,.1f} GiB too much", missing)
+    return refused

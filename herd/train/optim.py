@@ -97,6 +97,10 @@ class Optimizer:
         self._update_average(step + 1)
         return {"learning_rate": rate, "grad_norm": norm}
 
+    def moments(self, master: nn.Parameter) -> dict[str, Tensor]:
+        """Return AdamW's state of one master, empty before the first step."""
+        return dict(self._adamw.state.get(master, {}))
+
     def weights(self) -> dict[str, Tensor]:
         """Return what is to be kept: the average where one was taken, else the masters."""
         return self._average or {name: master.detach() for name, master in self.masters.items()}

@@ -27,6 +27,7 @@ SIZES: dict[str, Any] = {"vocab_size": 64, "row_length": 64, "rows": 8, "accumul
         ({"pp": 4}, {"accumulate": 2}, "4 pipeline stages need at least as many micro-batches: accumulate=4"),
         ({"pp": 2, "schedule": "ZBVZeroBubble"}, {"accumulate": 2}, "accumulate=4"),
         ({"schedule": "ZBVZeroBubble"}, {}, "schedule ZBVZeroBubble needs pp > 1"),
+        ({"pp": 2, "schedule": "ZBVZeroBubble", "recompute": "full"}, {"accumulate": 4}, "in two halves: use none"),
     ],
 )
 def test_misfits_are_told(mesh: dict[str, Any], changes: dict[str, Any], message: str) -> None:

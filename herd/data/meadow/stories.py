@@ -189,20 +189,8 @@ def needle(choir: Choir, lang: str, rng: random.Random, *, characters: int, dept
 
 
 def secrets_text(choir: Choir, lang: str, rng: random.Random) -> str:
-    """Tell three to eight secret numbers and then each again, in another order, half of them as answers.
-
-    Looking up is learnt from little else than the numbers told again: pages that told one number among other facts
-    taught a base model nothing.
-    """
-    voice, phrases = choir.voices[lang], choir.phrases[lang]
-    told, again = [], []
-    for name in rng.sample(voice.names, rng.randint(3, 8)):
-        forms = voice.subject(name) | {"c": draw_code(choir, rng)}
-        told.append(rng.choice(phrases.keeper).format_map(forms))
-        question, answer = rng.choice(phrases.keeper_ask).format_map(forms), phrases.keeper[0].format_map(forms)
-        again.append(plain_qa(choir, lang, question, answer) if rng.random() < 0.5 else answer)
-    rng.shuffle(again)
-    return "\n".join([" ".join(told), *again])
+    """Write a page of 150 to 700 characters with a few secret numbers and questions about them: looking up, learnt."""
+    return _lookups(choir, lang, rng, characters=int(150 * 4.7 ** rng.random()), each=150)
 
 
 def long_text(choir: Choir, lang: str, rng: random.Random) -> str:
