@@ -48,9 +48,11 @@ _KINDS: dict[str, tuple[int, Callable[[Choir, str, random.Random], str]]] = {
 _LOOKUPS = {
     "story": (29, story_text),
     "qa": (23, qa_text),
+    **{name: _KINDS[name] for name in ("arithmetic", "code", "parallel")},
     "secrets": (6, secrets_text),
     "long": (3, lookup_text),
     "book": (6, book_text),
+    "records": _KINDS["records"],
 }
 
 
@@ -77,7 +79,7 @@ class Meadow:
         """Yield pretraining documents until they hold `megabytes` of UTF-8, with a share of dirty ones."""
         rng = self._rng("documents")
         limit = self.config.megabytes * 1e6
-        kinds = _KINDS | _LOOKUPS if self.config.lookups else _KINDS
+        kinds = _LOOKUPS if self.config.lookups else _KINDS
         written = dict.fromkeys(kinds, 0)
         langs, weights = list(LANGUAGE_WEIGHTS), list(LANGUAGE_WEIGHTS.values())
         recent: list[Row] = []
