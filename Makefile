@@ -77,5 +77,5 @@ $(VENV)/.ready: $(VENV)/.uv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready-test: $(VENV)/.uv pyproject.toml constraints.txt
-	$(INSTALL) -e '.[$(EXTRAS),gguf,serve,grammar,slurm,float8,test,reference]'
+	$(INSTALL) -e '.[$(EXTRAS),gguf,serve,grammar,slurm,test,reference]'
 	@touch $@ $(VENV)/.ready

@@ -248,10 +248,10 @@ def write_json(path: Path, **values: Any) -> None:
         file.write(json.dumps(values) + "\n")
 
 
-def options(description: str) -> argparse.ArgumentParser:
+def options(description: str, *, model: str = "S, T, or a model folder") -> argparse.ArgumentParser:
     """Return the arguments that all comparisons take."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("model", help="S, T, or a model folder")
+    parser.add_argument("model", help=model)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "herd-bench", help="kept models")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,4 +1,4 @@
-"""Everything that herd does on a GPU, checked and timed in one run of under eight minutes.
+"""Everything that herd does on a GPU, checked and timed in one run of under ten minutes.
 
     environment   what the machine is, which kernels the engine takes there
     laws          engine ≡ trainer's forward pass; alone ≡ together, in chunks, with a shared prefix, without graphs
@@ -7,6 +7,7 @@
     profile       where the time of a decode step goes, by kernel
     prefill       operations of a prompt (its lower triangle in attention) as a share of the matrix rate
     streams       tokens a second of many streams, against `transformers`' continuous batching of the same weights
+    training      steps of 8,192 tokens, and their share of the matrix rate, against `transformers` (gpu_train.py)
 
 Needs PyTorch and, for `streams`, transformers; weights are random, so nothing is downloaded. A check that fails is
 reported and the others go on; results are written after each. Timings are medians of repetitions, which alternate
@@ -16,7 +17,6 @@ Run `python benchmarks/gpu.py [--out FILE]`; `--small` runs all of it at toy siz
 
 import argparse
 import contextlib
-import gc
 import json
 import os
 import platform
@@ -31,110 +31,17 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+import gpu_train
+import torch
+from gpu_bench import MISSING, SHAPES, Bench, Result, drawn, prompt
 
-import standins  # noqa: E402
-
-MISSING = standins.install()
-
-import torch  # noqa: E402
-
-from herd.engine.engine import Engine  # noqa: E402
-from herd.engine.graphs import GraphRunner, Kernels  # noqa: E402
-from herd.engine.request import Completion, Request, Sampling  # noqa: E402
-from herd.engine.runners import choose_kernels  # noqa: E402
-from herd.model.cache import bytes_per_token  # noqa: E402
-from herd.model.config import ModelConfig, RopeScaling, to_hf  # noqa: E402
-from herd.model.hf import hf_name  # noqa: E402
-from herd.model.transformer import Transformer  # noqa: E402
-
-standins.remove(MISSING)
-
-Result = dict[str, Any]
-SHARED = {"head_dim": 128, "n_kv_heads": 8, "vocab_size": 128_256, "max_positions": 131_072}
-SHAPES = {
-    "1B": SHARED
-    | {"dim": 2048, "n_layers": 16, "n_heads": 32, "ffn_hidden": 8192, "head_dim": 64, "tie_embeddings": True}
-    | {"rope_scaling": RopeScaling(factor=32.0)},
-    "8B": SHARED | {"dim": 4096, "n_layers": 32, "n_heads": 32, "ffn_hidden": 14_336, "rope_scaling": RopeScaling()},
-    "toy": {"dim": 256, "n_layers": 4, "n_heads": 8, "n_kv_heads": 2, "head_dim": 64, "ffn_hidden": 512}
-    | {"vocab_size": 2048, "max_positions": 2048},
-}
-
-
-class Bench:
-    """The machine, the sizes of this run, and what earlier checks measured."""
-
-    def __init__(self, *, small: bool) -> None:
-        self.small = small
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.results: dict[str, Result] = {}
-        self._models: dict[tuple[str, torch.dtype], Transformer] = {}
-        self._kernels: dict[tuple[ModelConfig, int, torch.dtype], Kernels] = {}
-
-    def model(self, name: str, dtype: torch.dtype = torch.bfloat16) -> Transformer:
-        """Return a model of random weights; only one is kept."""
-        key = ("toy" if self.small else name, dtype)
-        if key not in self._models:
-            self._models.clear()
-            self.free()
-            self._models[key] = drawn(ModelConfig(**SHAPES[key[0]]), dtype, self.device)
-        return self._models[key]
-
-    def kernels(self, config: ModelConfig, block_size: int, dtype: torch.dtype) -> Kernels:
-        """Return what the engine would take, chosen once."""
-        key = (config, block_size, dtype)
-        if key not in self._kernels:
-            self._kernels[key] = choose_kernels(config, block_size=block_size, dtype=dtype, device=self.device)
-        return self._kernels[key]
-
-    def free(self) -> None:
-        """Give back memory that nothing uses."""
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def wait(self) -> None:
-        """Wait until the device has done what it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(self, work: Callable[[], object], *, repeat: int = 7) -> float:
-        """Return the median time of some work, after one warm-up."""
-        times = []
-        for _ in range(repeat + 1):
-            self.wait()
-            start = time.perf_counter()
-            work()
-            self.wait()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times[1:])
-
-    def rate(self, key: str) -> float:
-        """Return a measured rate; NaN where it wasn't measured."""
-        return self.results.get("rates", {}).get(key) or float("nan")
-
-
-@torch.no_grad()
-def drawn(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """Draw a model on its device."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    model = model.to(dtype).to_empty(device=device)
-    if config.tie_embeddings:
-        model.output.weight = model.tok_embeddings.weight
-    generator = torch.Generator(device=device).manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.dim() < 2:
-            parameter.fill_(1.0)
-        else:
-            parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-    return model.eval()
-
-
-def prompt(length: int, vocab_size: int, *, seed: int) -> tuple[int, ...]:
-    """Draw a prompt."""
-    return tuple(torch.randint(0, vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
+from herd.engine.engine import Engine
+from herd.engine.graphs import GraphRunner
+from herd.engine.request import Completion, Request, Sampling
+from herd.model.cache import bytes_per_token
+from herd.model.config import ModelConfig, to_hf
+from herd.model.hf import hf_name
+from herd.model.transformer import Transformer
 
 
 @contextlib.contextmanager
@@ -388,6 +295,9 @@ CHECKS: dict[str, tuple[int, Callable[[Bench], Result]]] = {
     "decode 1B": (40, lambda bench: decode(bench, "1B")),
     "profile 1B": (20, lambda bench: profile(bench, "1B")),
     "prefill 1B": (30, lambda bench: prefill(bench, "1B")),
+    "training laws": (20, gpu_train.laws),
+    "training 1B": (120, lambda bench: gpu_train.speed(bench, "1B", layers=16)),
+    "training 8B": (120, lambda bench: gpu_train.speed(bench, "8B", layers=4)),
 }
 
 
@@ -423,7 +333,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="everything at toy size, also on a processor")
     parser.add_argument("--out", type=Path, help="a JSON file of all results; $OUT/gpu.json where OUT is set")
-    parser.add_argument("--budget", type=int, default=460, help="seconds in all; what has no time left is not run")
+    parser.add_argument("--budget", type=int, default=580, help="seconds in all; what has no time left is not run")
     parser.add_argument("--only", nargs="*", help="names of checks, or their first words")
     options = parser.parse_args()
     out = options.out or (Path(os.environ["OUT"]) / "gpu.json" if os.environ.get("OUT") else None)

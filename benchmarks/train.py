@@ -12,8 +12,7 @@ Run `python benchmarks/train.py T`; needs the `reference` extra, and for the oth
     pip install --no-deps litgpt==0.5.13 torchtune==0.6.1 torchao==0.17.0
     pip install lightning torchdata datasets sentencepiece tiktoken blobfile omegaconf
 
-in an environment of its own (their requirements exclude each other's; without them they are left out). A machine that
-others use needs a priority, such as `chrt -f 20` or `nice -n -20` before the command.
+in an environment of its own (their requirements exclude each other's; without them they are left out).
 """
 
 import argparse
@@ -23,7 +22,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from arena import LIMIT, Rounds, Worker, options, play, spread, write_json
-from trainers import TRAINERS, Matmul, Task
+from trainers import TRAINERS, Matmul, Task, start
 
 from herd.model.config import ModelConfig
 from herd.runtime.device import device_name
@@ -57,9 +56,10 @@ def enter(names: Sequence[str], task: Task, threads: int) -> list[Worker]:
     workers = []
     for name in names:
         engine, _, kind = name.partition(":")
-        if engine not in TRAINERS:
+        kind, _, kept = kind.partition("+")
+        if engine not in TRAINERS or kept not in ("", "kept"):
             raise SystemExit(f"{name}: no such contestant; write one of {', '.join(TRAINERS)} and its kind")
-        worker, began = Worker(name, TRAINERS[engine], task, kind, threads), time.monotonic()
+        worker, began = Worker(name, start, TRAINERS[engine], task, kind, threads, bool(kept)), time.monotonic()
         why = worker.missing
         try:
             if not why:
@@ -80,11 +80,11 @@ def compete(name: str, chosen: argparse.Namespace) -> None:
     """Let all contestants train one shape, and print the table."""
     task = TASKS[name]
     names = chosen.contestants or (DOCUMENTS if task.documents else WHOLE)
-    bare = Worker("matmul", Matmul, task, "", chosen.threads)
+    bare = Worker("matmul", start, Matmul, task, "", chosen.threads, False)
     workers = enter(names, task, chosen.threads)
-    peaks = [bare.turn("rate").value]
-    found = play(workers, "train", (chosen.steps,), rate=float, chosen=chosen)
-    peaks.append(bare.turn("rate").value)
+    peaks = [bare.turn("rate", chosen.urgent).value]
+    found = play(workers, "train", (chosen.steps, chosen.urgent), rate=float, chosen=chosen)
+    peaks.append(bare.turn("rate", chosen.urgent).value)
     memory = {worker.name: worker.turn("peak").value for worker in workers}
     losses = {worker.name: worker.turn("losses").value for worker in workers}
     for worker in (*workers, bare):
@@ -136,8 +136,9 @@ def _apart(losses: Mapping[str, Sequence[float]]) -> float:
 
 def main() -> None:
     """Read the options, then let them compete on each shape."""
-    parser = options(__doc__.splitlines()[0])
+    parser = options(__doc__.splitlines()[0], model=" or ".join(TASKS))
     parser.add_argument("--steps", type=int, default=3, help="updates a turn, by the clock")
+    parser.add_argument("--urgent", action="store_true", help="turns at a real-time priority, where others work too")
     parser.add_argument("--contestants", nargs="+", help=f"of {' '.join(WHOLE)}")
     chosen = parser.parse_args()
     compete(chosen.model, chosen)

@@ -9,12 +9,16 @@
     transformers:padded-bf16     the same under autocast, fused AdamW
     transformers:joined          documents end to end in full rows, attention across documents, autocast, fused AdamW
 
+    any of these + "+kept"       with herd's settings of the C library's allocator (herd/runtime/allocator.py)
+
 All start from the same weights and, where rows are whole, see the same ids; AdamW with herd's constants, weight decay
 on matrices only, gradients clipped to norm 1. The last three take documents of their own packing, and don't clip.
 Gradients of herd are bfloat16 before they meet the float32 masters; those of autocast are float32.
 """
 
+import contextlib
 import ctypes
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -62,8 +66,15 @@ class Trainer:
     _step: Callable[[], tuple[int, Tensor | float]]
     _losses: tuple[float, ...] = ()
 
-    def train(self, steps: int) -> float:
-        """Make an update to come back into memory and caches, then so many by the clock; return tokens a second."""
+    def train(self, steps: int, urgent: bool = False) -> float:
+        """Make an update to come back into memory and caches, then so many by the clock; return tokens a second.
+
+        urgent: at a real-time priority, for a machine that others use.
+        """
+        with _urgency(urgent):
+            return self._train(steps)
+
+    def _train(self, steps: int) -> float:
         losses, tokens = [float(self._step()[1])], 0
         began = time.perf_counter()
         for _ in range(steps):
@@ -88,12 +99,23 @@ class Trainer:
         return int(found[1]) / 2**10
 
 
+@contextlib.contextmanager
+def _urgency(urgent: bool) -> Iterator[None]:
+    if not urgent:
+        yield
+        return
+    threads = [int(name) for name in os.listdir("/proc/self/task")]
+    for thread in threads:
+        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(20))
+    yield
+    for thread in threads:
+        os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+
+
 class Herd(Trainer):
     """herd's own loop, put together as the stages do."""
 
-    def __init__(self, task: Task, kind: str, threads: int) -> None:
-        torch.set_num_threads(threads)
-        keep_freed_memory()
+    def __init__(self, task: Task, kind: str) -> None:
         model, feed = drawn(task.model), _feed(task)
         optimizer = Optimizer(model.named_parameters(), OPTIM, steps=1 << 30, dtype=torch.bfloat16)
         if kind == "compiled":
@@ -113,11 +135,15 @@ class Herd(Trainer):
 class Matmul(Trainer):
     """The rate of bfloat16 matrix products, the best of some sizes."""
 
-    def __init__(self, task: Task, kind: str, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, task: Task, kind: str) -> None:
+        """Nothing is trained."""
 
-    def rate(self) -> float:
+    def rate(self, urgent: bool) -> float:
         """Return FLOP/s."""
+        with _urgency(urgent):
+            return self._rate()
+
+    def _rate(self) -> float:
         best = 0.0
         for size in (512, 1024, 2048):
             a, b = (torch.randn(size, size).bfloat16() for _ in range(2))
@@ -158,8 +184,7 @@ class Plain(Trainer):
 class Transformers(Plain):
     """transformers' LlamaForCausalLM."""
 
-    def __init__(self, task: Task, kind: str, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, task: Task, kind: str) -> None:
         model = llama(task)
         if task.documents:
             self._documents(model, task, kind)
@@ -191,12 +216,11 @@ class Transformers(Plain):
 class LitGPT(Plain):
     """litgpt's GPT."""
 
-    def __init__(self, task: Task, kind: str, threads: int) -> None:
+    def __init__(self, task: Task, kind: str) -> None:
         from litgpt import GPT, Config
         from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
         from litgpt.utils import chunked_cross_entropy
 
-        torch.set_num_threads(threads)
         shape = task.model
         config = Config(
             block_size=task.length,
@@ -225,13 +249,12 @@ class LitGPT(Plain):
 class TorchTune(Plain):
     """torchtune's llama3."""
 
-    def __init__(self, task: Task, kind: str, threads: int) -> None:
+    def __init__(self, task: Task, kind: str) -> None:
         from torchtune.models.convert_weights import hf_to_tune
         from torchtune.models.llama3._component_builders import llama3
         from torchtune.modules.loss import CEWithChunkedOutputLoss
         from torchtune.training import compile_loss, compile_model
 
-        torch.set_num_threads(threads)
         shape = task.model
         model = llama3(
             vocab_size=shape.vocab_size,
@@ -260,6 +283,14 @@ TRAINERS: Mapping[str, type[Trainer]] = {
     "litgpt": LitGPT,
     "torchtune": TorchTune,
 }
+
+
+def start(trainer: type[Trainer], task: Task, kind: str, threads: int, kept: bool) -> Trainer:
+    """Return a trainer in a fresh process; kept: with the allocator set as herd itself sets it."""
+    torch.set_num_threads(threads)
+    if kept or trainer is Herd:
+        keep_freed_memory()
+    return trainer(task, kind)
 
 
 def drawn(shape: ModelConfig) -> Transformer:

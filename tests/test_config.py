@@ -10,6 +10,8 @@ from pydantic import Field
 
 from herd.base.config import Section, load_yaml, validate
 from herd.base.errors import ConfigError
+from herd.stages.recipe import Recipe
+from tests.conftest import TOY
 
 
 class Leaf(Section):
@@ -127,3 +129,11 @@ def test_the_command_line_exits_with_2_and_one_line(tmp_path: Path, arguments: l
     assert len(done.stderr.strip().splitlines()) == 1
     assert all(word in done.stderr for word in words), done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_of_an_old_run_still_reads() -> None:
+    toy = load_yaml(TOY)
+    old = {key: value for key, value in toy.items() if key != "checkpoints"} | {"checkpoint_seconds": 7.5}
+    recipe = validate(Recipe, old, where="recipe.yaml")
+    assert recipe.checkpoints.seconds == 7.5
+    assert recipe.model_dump(mode="json").keys().isdisjoint({"checkpoint_seconds"})

@@ -105,6 +105,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         RunFolder(tmp_path).read_recipe()
 
 
+def test_sections_that_say_how_a_run_is_run_may_change_and_the_newest_are_kept(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.claim(RECIPE | {"faults": {"on_spike": "stop"}}, free=("faults",))
+    run.claim(RECIPE | {"faults": {"on_spike": "skip"}}, free=("faults",))
+    assert run.read_recipe()["faults"] == {"on_spike": "skip"}
+    with pytest.raises(RunError, match=r"\(faults\.on_spike was 'skip', now 'stop'\)"):
+        run.claim(RECIPE | {"faults": {"on_spike": "stop"}})
+    with pytest.raises(RunError, match=r"\(seed was .*\); choose"):
+        run.claim(RECIPE | {"seed": 99, "faults": {"on_spike": "stop"}}, free=("faults",))
+
+
 def test_fingerprints_depend_on_content_and_names_only(tmp_path: Path) -> None:
     assert hash_json({"a": 1, "b": [2, 3]}) == hash_json({"b": [2, 3], "a": 1})
     assert hash_json({"a": 1}) != hash_json({"a": 2})

@@ -17,7 +17,9 @@ from herd.data.meadow.safety import HAZARDS
 from herd.data.meadow.tongue import Noun
 from herd.data.meadow.world import make_world
 
-SMALL = MeadowConfig(megabytes=1.5, dialogs=2500, preferences=600, guard=1200, items=80, heldout_kilobytes=6)
+SMALL = MeadowConfig(
+    megabytes=1.5, dialogs=2500, preferences=600, guard=1200, items=80, heldout_kilobytes=6, lookups=True
+)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from herd.align.dialogs import Pair
 from herd.base.errors import DataError
 from herd.base.seeds import named_seed
 from herd.model.transformer import Transformer
+from herd.runtime.process import place, sum_over_ranks
 from herd.train.batch import WHOLE, Batch, Part, collate
 from herd.train.objective import Loss
 
@@ -111,16 +112,17 @@ class PairFeed:
 
     @torch.no_grad()
     def set_reference(self, model: Transformer) -> None:
-        """Compute the reference model's log-probability of every answer, once."""
+        """Compute the reference model's log-probability of every answer, once; of several processes each a part."""
         reference = np.zeros((len(self._pairs), 2), np.float32)
         device = next(model.parameters()).device
-        for start in range(0, len(self._pairs), self._batch):
+        rank, ranks = place()
+        for start in range(rank * self._batch, len(self._pairs), ranks * self._batch):
             places = np.arange(start, min(start + self._batch, len(self._pairs)))
             batch = self._collate(places, WHOLE).to(device)
             assert batch.content is not None
             sums = (answer_logprobs(model, batch) * batch.content).sum(1).cpu().numpy()
             reference[places] = sums.reshape(2, -1).T
-        self._reference = reference
+        self._reference = sum_over_ranks(torch.from_numpy(reference).to(device)).cpu().numpy()
 
     def __next__(self) -> PairBatch:
         order = np.random.default_rng(named_seed(self._seed, f"epoch/{self._epoch}")).permutation(len(self._pairs))

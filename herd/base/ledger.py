@@ -2,7 +2,8 @@
 
 Each record has the same keys:
     id      'r0007', its line number from 1
-    kind    'start' (an attempt began) or 'stage' (a step ended: its facts hold), 'score' (one task, one model)
+    kind    'start' (an attempt began), then 'stage' (the step ended: its facts hold) or 'end' (the attempt came to
+            nothing), and 'event' meanwhile; 'score' (one task, one model)
     step    which step of the run, such as 'pretrain' or 'distil/small'
     facts   what is true of the result; the same whether or not the run was ever killed
     cost    what making it took: seconds, device_hours, watts, ...; differs from run to run

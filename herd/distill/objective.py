@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from herd.model.transformer import Transformer
 from herd.train.batch import Batch
-from herd.train.objective import Loss, carried, head_loss
+from herd.train.head import head_loss
+from herd.train.objective import Loss, carried
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ index.json         written last: the key of what it was computed from, so a torn
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from herd.base.files import write_atomic
 from herd.model.transformer import Transformer
+from herd.runtime.process import leads, meet, place
 from herd.tokenizer.shards import TokenShards
 from herd.train.batch import collate, pack
 from herd.train.feed import ShardSource
@@ -33,19 +35,35 @@ def teacher_cache(
     advance: Callable[[int, int], None] = lambda done, total: None,
     rows: int = 32,
 ) -> Pair:
-    """Return the memory-mapped cache for `key`, computing it when it isn't there. `key` names teacher and shards."""
+    """Return the memory-mapped cache for `key`, computing it when it isn't there. `key` names teacher and shards.
+
+    Of several processes all come here together, and each computes a part.
+    """
     index = folder / "index.json"
     wanted = {"key": key, "k": k, "row_length": row_length}
     if not index.exists() or json.loads(index.read_text()) != wanted:
-        folder.mkdir(parents=True, exist_ok=True)
-        index.unlink(missing_ok=True)
+        meet()  # all have seen that it isn't there
+        if leads():
+            folder.mkdir(parents=True, exist_ok=True)
+            index.unlink(missing_ok=True)
+            _make(folder, shards, k)
+        meet()
         _compute(folder, teacher, shards, k=k, row_length=row_length, advance=advance, rows=rows)
-        write_atomic(index, json.dumps(wanted))
+        meet()
+        if leads():
+            write_atomic(index, json.dumps(wanted))
+        meet()
     return _open(folder, "top_ids"), _open(folder, "top_logprobs")
 
 
-def _open(folder: Path, name: str) -> np.ndarray:
-    return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+def _open(folder: Path, name: str, mode: Literal["r", "r+"] = "r") -> np.ndarray:
+    return np.load(folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False)
+
+
+def _make(folder: Path, shards: TokenShards, k: int) -> None:
+    id_type = np.uint16 if shards.vocab_size < 65_536 else np.uint32
+    for name, dtype in (("top_ids", id_type), ("top_logprobs", np.float16)):
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (shards.n_tokens, k)).flush()
 
 
 def _top(scores_btv: Tensor, k: int) -> Pair:
@@ -70,13 +88,11 @@ def _compute(
 ) -> None:
     teacher.eval()
     source = ShardSource(shards, row_length=row_length)
-    id_type = np.uint16 if shards.vocab_size < 65_536 else np.uint32
-    shape = (shards.n_tokens, k)
-    ids = np.lib.format.open_memmap(folder / "top_ids.npy", "w+", id_type, shape)
-    logprobs = np.lib.format.open_memmap(folder / "top_logprobs.npy", "w+", np.float16, shape)
+    ids, logprobs = _open(folder, "top_ids", "r+"), _open(folder, "top_logprobs", "r+")
     planned = pack(source.lengths, row_length)
     device = next(teacher.parameters()).device
-    for start in range(0, len(planned), rows):
+    rank, ranks = place()
+    for start in range(rank * rows, len(planned), ranks * rows):
         group = planned[start : start + rows]
         batch = collate([[source.example(i) for i in row] for row in group], row_length=row_length, pad_id=0).to(device)
         hidden = teacher(batch.tokens, positions=batch.positions, documents=batch.documents)
@@ -85,9 +101,10 @@ def _compute(
             at = 0
             for piece in row:
                 n = int(source.lengths[piece]) - 1
-                place = slice(int(source.starts[piece]), int(source.starts[piece]) + n)
-                ids[place], logprobs[place] = top_ids[r, at : at + n], top_logprobs[r, at : at + n]
+                span = slice(int(source.starts[piece]), int(source.starts[piece]) + n)
+                ids[span], logprobs[span] = top_ids[r, at : at + n], top_logprobs[r, at : at + n]
                 at += n
         advance(min(start + rows, len(planned)), len(planned))
-    ids.flush()
-    logprobs.flush()
+    for array in (ids, logprobs):
+        assert isinstance(array, np.memmap)
+        array.flush()

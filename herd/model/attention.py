@@ -17,6 +17,7 @@ from herd.model.linear import project
 from herd.model.long_rows import spans_of
 from herd.model.pieces import Piece, additive, attend_in_pieces, cut
 from herd.model.rope import rotate
+from herd.model.varlen import Varlen
 
 # scores a head (t x s) up to which a processor works in pieces, which are kept for the backward pass
 _MOST_PLAIN = 1 << 20
@@ -58,6 +59,8 @@ def document_mask(documents_bt: Tensor) -> Tensor:
 
 def rows_bias(documents_bt: Tensor, dtype: torch.dtype) -> Bias:
     """Return who sees whom in packed rows, as `attend` takes it; for long rows nothing of t x t is made."""
+    if Varlen.fits(documents_bt, dtype):
+        return Varlen(documents_bt)
     b, t = documents_bt.shape
     if documents_bt.device.type == "cpu":
         if t * t > _MOST_PLAIN:

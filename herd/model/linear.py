@@ -1,41 +1,25 @@
 """Linear layers of one input while a model is trained: on a processor their weights are packed for each use.
 
 oneDNN rearranges a weight in every product; told to do so beforehand, once for as many rows as a batch has, it runs
-bfloat16 products a sixth faster (docs/log.md). Packing takes a twentieth of a product of 2,000 rows.
+bfloat16 products a sixth faster (docs/log.md). Packing takes a twentieth of a product of 4,000 rows.
 
     y = x W^T        x [n, in] x packed W            dx = dy W       dy [n, out] x packed W^T
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_FEWEST = 256  # rows from which packing pays
+_FEWEST = 512  # rows from which packing pays
 
 
 def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """Return each layer's result for x [..., in]."""
-    if (
-        torch.is_grad_enabled()
-        and packs(x)
-        and layers[0].weight.dtype == x.dtype
-        and all(plain(layer) for layer in layers)
-    ):
+    if torch.is_grad_enabled() and type(x) is Tensor and _packs(x, _rows(x).shape[0]) and all(map(plain, layers)):
         return _Packed.apply(x, *(layer.weight for layer in layers))
     return tuple(layer(x) for layer in layers)
-
-
-def packs(x: Tensor) -> bool:
-    """Say whether products of x [..., in] are worth packing a weight for."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.bfloat16
-        and x.numel() >= _FEWEST * x.shape[-1]
-        and type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and torch.backends.mkldnn.is_available()
-    )
 
 
 def plain(layer: nn.Module) -> bool:
@@ -44,8 +28,28 @@ def plain(layer: nn.Module) -> bool:
     return (
         type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter
+        and layer.bias is None
         and not layer._forward_hooks
         and not layer._forward_pre_hooks
+    )
+
+
+def product(weight: Tensor, *, rows: int) -> Callable[[Tensor], Tensor]:
+    """Return what multiplies inputs [..., in] of so many rows in all by a weight [out, in]."""
+    if not _packs(weight, rows):
+        return lambda x: x @ weight.t()
+    ops = torch.ops.mkldnn
+    packed = ops._reorder_linear_weight(weight, rows)
+    return lambda x: ops._linear_pointwise(x, packed, None, "none", [], "")
+
+
+def _packs(tensor: Tensor, rows: int) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and rows >= _FEWEST
+        and tensor.dtype == torch.bfloat16
+        and tensor.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
     )
 
 
@@ -53,27 +57,22 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, *weights)
-        return tuple(times(x, weight) for weight in weights)
+        rows = _rows(x).shape[0]
+        return tuple(product(weight, rows=rows)(x) for weight in weights)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
-        grads = tuple(grad.contiguous() for grad in grads)
+        shape, x, grads = x.shape, _rows(x), tuple(map(_rows, grads))
         below: Tensor | None = None
         if ctx.needs_input_grad[0]:
             for grad, weight in zip(grads, weights, strict=True):
-                part = times(grad, weight.t())
+                part = product(weight.t(), rows=x.shape[0])(grad).view(ctx.saved_tensors[0].shape)
                 below = part if below is None else below.add_(part)
         pairs = zip(grads, ctx.needs_input_grad[1:], strict=True)
-        return below, *(_rows(grad).t() @ _rows(x) if needed else None for grad, needed in pairs)
+        below = None if below is None else below.view(shape)
+        return below, *(grad.t() @ x if needed else None for grad, needed in pairs)
 
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
-
-
-def times(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x [..., in] times weight [out, in], both bfloat16 on a processor."""
-    ops = torch.ops.mkldnn
-    packed = ops._reorder_linear_weight(weight, x.numel() // x.shape[-1])
-    return ops._linear_pointwise(x, packed, None, "none", [], "")

@@ -45,6 +45,7 @@ def cut(mask_b1ts: Tensor, dtype: torch.dtype) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
+@torch.compiler.disable  # each pattern of documents would be another program
 def attend_in_pieces(q_bhtd: Tensor, k_bksd: Tensor, v_bksd: Tensor, pieces: tuple[Piece, ...]) -> Tensor:
     """Return softmax(q k / sqrt(d) + bias) v, [b, h, t, d]; heads that share keys become rows of one product."""
     return _Pieces.apply(q_bhtd, k_bksd, v_bksd, pieces)
@@ -55,6 +56,8 @@ class _Pieces(torch.autograd.Function):
     def forward(ctx: Any, q_bhtd: Tensor, k: Tensor, v: Tensor, pieces: tuple[Piece, ...]) -> Tensor:
         b, h, t, d = q_bhtd.shape
         q = (q_bhtd * d**-0.5).unflatten(1, (k.shape[1], -1))
+        if len(pieces) > 1:  # every product would first copy what isn't dense
+            k, v = k.contiguous(), v.contiguous()
         # laid out as the next product reads it, [b, t, h, d]
         out = q_bhtd.new_empty(b, t, h, d).transpose(1, 2)
         out_bkgtd, chances = out.unflatten(1, (k.shape[1], -1)), []

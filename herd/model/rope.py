@@ -42,7 +42,7 @@ def rotate(x_bhtd: Tensor, cos_btd: Tensor, sin_btd: Tensor) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    # the gradient of a turn is the turn back: neither keeps its input, nor writes the halves out in between
+    # the gradient of a turn is the turn back: it doesn't keep its input
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class _Rotation(torch.autograd.Function):
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
+    signed = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+    # whole heads: a processor works on halves of 16 numbers three times as slowly
+    swapped = torch.cat((x[..., half:], x[..., :half]), -1)
+    return (x * cos).addcmul_(swapped, signed)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from herd.model.attention import Attention, Bias, Reach, Step, bias_of, rows_bias
 from herd.model.cache import CacheView, Pass
@@ -18,7 +19,6 @@ from herd.model.fresh import draw
 from herd.model.linear import project
 from herd.model.norm import RMSNorm
 from herd.model.rope import inverse_frequencies, rotation_table
-from herd.model.swiglu import gate
 
 
 class FeedForward(nn.Module):
@@ -35,7 +35,8 @@ class FeedForward(nn.Module):
         """Return [b, t, e]."""
         if self.joined is not None and not torch.is_grad_enabled():
             return self.w2(self.joined(x_bte))
-        return project(gate(*project(x_bte, self.w1, self.w3)), self.w2)[0]
+        first, second = project(x_bte, self.w1, self.w3)
+        return project(F.silu(first) * second, self.w2)[0]
 
 
 class Block(nn.Module):
@@ -80,8 +81,8 @@ class Transformer(nn.Module):
         """Return hidden states [b, t, e].
 
         positions [b, t]: place of each token in its own document; default 0, 1, ... (after the cached ones).
-        documents [b, t]: equal numbers attend to each other; None: each row is one document; or who sees whom, which
-        brings attention of its own.
+        documents [b, t]: equal numbers, which stand together, attend to each other; None: each row is one document;
+        or who sees whom, which brings attention of its own.
         cache: then tokens are [1, t], the new ones of all its rows, one row after the other.
         """
         if positions is None:

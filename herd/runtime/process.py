@@ -71,6 +71,11 @@ def grouped() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def place() -> tuple[int, int]:
+    """Return this rank and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if grouped() else (0, 1)
+
+
 def meet() -> None:
     """Wait until all ranks are here."""
     if grouped():

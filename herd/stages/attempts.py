@@ -137,4 +137,6 @@ def _remove(folder: Path) -> None:
 
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:300]
+    if "by peer" in text:  # of a connection, in the words of gloo and NCCL
+        return "another rank ended without a word"
     return text or type(error).__name__

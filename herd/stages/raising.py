@@ -16,7 +16,7 @@ from herd.stages.recipe import Recipe
 from herd.stages.step import Context, Outcome, Step, execute
 
 VERBS = ("curate", "tokenizer", "pretrain", "distil", "sft", "dpo", "guard", "eval", "card")
-_TOGETHER = ("pretrain", "distil", "sft", "dpo", "guard")  # what all processes of a run train together
+_TOGETHER = ("pretrain", "distil", "sft", "dpo", "guard")  # what all processes of a run do together
 _MODULES = {verb: f"herd.stages.{verb}" for verb in VERBS} | {"eval": "herd.stages.evaluate"}
 
 
@@ -42,7 +42,7 @@ def steps(recipe: Recipe) -> list[Step]:
             lambda r: {name: r.model_dump(mode="json")[name] for name in names} | {"more": more},
             tuple(after),
             reads=_outside if key in ("curate", "tokenizer", "pretrain") else lambda r: (),
-            together=key != "teacher" and verb in _TOGETHER,
+            together=verb in _TOGETHER,
         )
 
     train, flagship, texts = ("runtime",), ("flagship", "flagship_path"), ("curate", "tokenizer")

@@ -81,7 +81,8 @@ class Clock:
                 self._warm(max(0.0, self._first_step - seconds))
 
     def _warm(self, seconds: float) -> None:
-        for part in (self._spent, *self._marked.values(), *self._saved.values()):
+        places = [work for found in (self._marked, self._saved) for step, work in found.items() if step > self._first]
+        for part in (self._spent, *places):
             part["useful"] -= seconds
         self._spent["startup"] = self._spent.get("startup", 0.0) + seconds
         self._useful -= seconds

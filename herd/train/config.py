@@ -83,7 +83,8 @@ class TrainConfig(Section):
     With 0 tokens a stage passes its weights on as they are. `ramp` lists earlier phases of shorter rows or smaller
     batches (arXiv:2407.21783, section 3.4.1: 4M tokens in rows of 4,096, 8M in rows of 8,192 after 252M tokens, 16M
     after 2.87T). `mixture` asks for shares of the tokens, as one mapping or as points between which shares move in
-    a line or in steps; `repeats` then weighs what is within a name. A corpus of up to `window_tokens` without either
+    a line or in steps; `repeats` then weighs what is within a name, and `mixture_absent` says whether a name that the
+    corpus doesn't have is refused or its share spread over the others. A corpus of up to `window_tokens` without either
     is shuffled whole, a larger one by windows of so many tokens.
     """
 
@@ -96,6 +97,7 @@ class TrainConfig(Section):
     ramp: tuple[RampConfig, ...] = ()
     mixture: tuple[MixturePoint, ...] = ()
     mixture_between: Literal["linear", "steps"] = "linear"
+    mixture_absent: Literal["refuse", "spread"] = "refuse"
     window_tokens: PositiveInt = 1 << 26
     watch: WatchConfig | None = WatchConfig()
 

@@ -21,6 +21,7 @@ from herd.train.checkpoint import Checkpoints
 from herd.train.clock import Clock
 from herd.train.config import FaultsConfig
 from herd.train.feed import Feed
+from herd.train.heart import no_watch
 from herd.train.hooks import Metrics
 from herd.train.loop import Hook, State, fit
 from herd.train.objective import Objective
@@ -125,6 +126,7 @@ class Durable:
                 state = self._go_back(error)
             else:
                 self._metrics.flush()
+                self._attempt.heart.watch = no_watch  # what follows, such as a model folder, may take its time
                 return final
 
     def __enter__(self) -> Self:

@@ -20,6 +20,7 @@ from herd.train.clock import STEP, Clock
 
 _LOOKS = 20  # a second
 _LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<")
+_COLLECTIVES, _WAITING = f"torch{os.sep}distributed", f"herd{os.sep}runtime{os.sep}process.py"
 _HERD = str(Path(__file__).parents[1])
 _WINDOW = 200  # looks that a share is taken of
 
@@ -29,7 +30,7 @@ class Beat:
     """What one rank was doing: training steps done, what it spends time on, and where its main thread stands.
 
     count    beats so far: of a rank without life it stays the same
-    waiting  whether the main thread stands in torch.distributed: it waits for others
+    waiting  whether the main thread stands in a collective, or waits for the first rank: it waits for others
     busy     share of the looks of window `window` in which it didn't; a window is some 10 s of training steps
     why      how the attempt ended, where its watchdog ended it
     """
@@ -45,6 +46,10 @@ class Beat:
     attempt: dict[str, Any] = field(default_factory=dict)
     joules: float | None = None
     why: str = ""
+
+
+def no_watch(beat: Beat) -> None:
+    """Look at a beat and do nothing."""
 
 
 class Heart:
@@ -66,7 +71,7 @@ class Heart:
     ) -> None:
         self.folder, self.attempt, self.clock, self.rank, self.seconds = folder, attempt, clock, rank, seconds
         self.joules, self._size = joules, window
-        self.watch: Callable[[Beat], None] = lambda beat: None
+        self.watch: Callable[[Beat], None] = no_watch
         self.ending = threading.Event()  # set while the watchdog ends the process
         self._main = threading.main_thread().ident
         self._stop, self._lock = threading.Event(), threading.Lock()
@@ -149,7 +154,7 @@ def last_beat(folder: Path, attempt: str) -> float:
 
 
 def _stands(thread: int | None) -> tuple[bool, str]:
-    """Return whether a thread waits in torch.distributed, and the line that it stands at, outside of all libraries."""
+    """Return whether a thread waits for other ranks, and the line that it stands at, outside of all libraries."""
     frame = sys._current_frames().get(thread or 0)
     if frame is None:
         return False, ""
@@ -158,7 +163,7 @@ def _stands(thread: int | None) -> tuple[bool, str]:
         frame = frame.f_back
     path = Path(frame.f_code.co_filename)
     at = f"{path.parent.name}/{path.name}:{frame.f_lineno} {frame.f_code.co_name}"
-    return f"torch{os.sep}distributed" in innermost.f_code.co_filename, at
+    return innermost.f_code.co_filename.endswith(_WAITING) or _COLLECTIVES in innermost.f_code.co_filename, at
 
 
 def _of_a_library(path: str) -> bool:

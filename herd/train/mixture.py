@@ -23,7 +23,8 @@ class Mixture:
     """Shares by key as a function of the progress of a training, 0 to 1; `points` as a recipe has them.
 
     Without points, a key's share is that of its tokens x repeats, a repeat being the product over a key's parts.
-    `where` names the recipe's section in errors. Raises ConfigError on a name that the corpus doesn't have.
+    `where` names the recipe's section in errors. A name that the corpus doesn't have is a ConfigError, or with
+    absent="spread" its share goes to all others in proportion.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Mixture:
         points: Sequence[MixturePoint] = (),
         between: str = "linear",
         repeats: Mapping[str, float] | None = None,
+        absent: str = "refuse",
         where: str = "mixture",
     ) -> None:
         self.keys = tuple(targets)
@@ -40,7 +42,7 @@ class Mixture:
         self._weights = np.array(weights, np.float64)
         if not self._weights.sum():
             raise DataError("there is no document to train on: the corpus is empty, or every repeat is 0")
-        self._steps = between == "steps"
+        self._steps, self._spread = between == "steps", absent == "spread"
         self._places = np.array([point.at for point in points])
         names = dict.fromkeys(name for point in points for name in point.shares)
         takers = [_taker(key, names) for key in self.keys]
@@ -66,6 +68,8 @@ class Mixture:
             mine = np.array([taker == name for taker in takers], bool)
             share, weight = point.shares.get(name, 0.0), self._weights[mine].sum()
             if not mine.any() and name not in self._known():
+                if self._spread:
+                    continue
                 raise ConfigError(f"{where}: the corpus has no {name!r}; it has {', '.join(self._known())}")
             if share and not weight:
                 raise ConfigError(f"{where}: nothing is left for {name!r} after what other names take and repeats of 0")

@@ -123,6 +123,7 @@ def windows_of(
         points=config.mixture,
         between=config.mixture_between,
         repeats=config.repeats,
+        absent=config.mixture_absent,
         where=where,
     )
     return Windows(shards, mixture, blocks=list(blocks.values()), tokens=size, seed=seed, teacher=teacher)

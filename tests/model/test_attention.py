@@ -1,6 +1,7 @@
 """One transformer, three ways to run it: packed, apart, and through the cache, all with the same numbers."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from herd.model.norm import RMSNorm
 from herd.model.pieces import additive, cut
 from herd.model.published import PUBLISHED, published
 from herd.model.transformer import Transformer
+from herd.model.varlen import Varlen
 
 LENGTHS = [7, 1, 12, 5, 9]
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -276,3 +278,28 @@ def test_positions_that_nothing_was_written_to_take_no_memory() -> None:
     grown = resident() - before
     formula = (total // 2 - step) * bytes_per_token(config, torch.float32)
     assert abs(grown - formula) < 6 << 20  # half a context is 32 MiB; pages may be of 2 MiB each
+
+
+def by_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, edges: torch.Tensor, longest: int) -> torch.Tensor:
+    """Attend as a kernel over documents of any lengths does, one after the other."""
+    assert edges.dtype == torch.int32
+    assert int(edges.diff().max()) <= longest <= 8
+    parts = []
+    for start, end in pairwise(edges.tolist()):
+        rows = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        parts.append(attend(*rows, None)[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def test_documents_one_after_the_other_equal_the_mask() -> None:
+    """What a GPU's kernel is told of packed rows, padding and rows that go on with the same number included."""
+    documents = torch.tensor([[0, 0, 0, 1, 1, 2, -1, -1], [2, 2, 2, 2, 2, 2, 2, 2], [2, 0, 1, 1, 1, 1, 3, 3]])
+    model, results = toy_model(), []
+    tokens = torch.randint(0, TOY.vocab_size, documents.shape, generator=torch.Generator().manual_seed(0))
+    for reach in (documents, Varlen(documents, by_document)):
+        model.zero_grad()
+        hidden = model(tokens, documents=reach)
+        hidden.square().sum().backward()
+        results.append((hidden.detach(), *(p.grad for p in model.layers.parameters())))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from toys import TOY, toy_model
 
-from herd.train import crossentropy, objective
+from herd.train import crossentropy
 from herd.train.crossentropy import cross_entropy
 
 N, VOCAB = 23, 37
@@ -123,25 +122,3 @@ def test_a_student_equal_to_its_teacher_has_no_divergence() -> None:
     total, divergence = cross_entropy(scores, targets, weights, teacher=(ids, logprobs), share=1.0)
     assert divergence.item() == pytest.approx(0.0, abs=1e-4)
     torch.testing.assert_close(gradient(total, scores), torch.zeros(N, VOCAB), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("most", [1, 5, 40, 10_000])
-def test_pieces_that_are_recomputed_equal_the_whole(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    model = toy_model()
-    generator = torch.Generator().manual_seed(2)
-    hidden = torch.randn(40, TOY.dim, generator=generator)
-    targets = torch.randint(0, TOY.vocab_size, (40,), generator=generator)
-    weights = torch.rand(40, generator=generator)
-    found = []
-    for limit in (1 << 26, most * TOY.vocab_size):
-        monkeypatch.setattr(objective, "_MOST_SCORES", limit)
-        model.zero_grad()
-        own = hidden.clone().requires_grad_()
-        total = objective.over_rows(
-            lambda h, t, w: cross_entropy(model.logits(h), t, w)[0], (own, targets, weights), width=TOY.vocab_size
-        )
-        total.backward()
-        assert model.output.weight.grad is not None
-        found.append((total.detach(), own.grad, model.output.weight.grad.clone()))
-    for whole, pieces in zip(*found, strict=True):
-        torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-5)

@@ -148,6 +148,8 @@ def test_warming_up_is_start_up_also_for_a_checkpoint_taken_meanwhile() -> None:
     clock = Clock(now=time)
     time.now += 5
     clock.training(0)
+    clock.mark(0)
+    clock.saved(0)
     time.now += 60
     clock.stepped(1)
     clock.mark(1)
@@ -155,7 +157,8 @@ def test_warming_up_is_start_up_also_for_a_checkpoint_taken_meanwhile() -> None:
     clock.stepped(2)
     clock.saved(1)
     assert clock.spent() == {"startup": 55.0, "useful": 20.0}
-    assert clock.attempt()["saved"] == {"1": {"useful": 10.0, "eval": 0.0, "data": 0.0}}
+    none = {"useful": 0.0, "eval": 0.0, "data": 0.0}
+    assert clock.attempt()["saved"] == {"0": none, "1": none | {"useful": 10.0}}
 
 
 def test_a_hang_is_idle() -> None:

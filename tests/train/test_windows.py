@@ -287,6 +287,10 @@ def test_names_take_what_more_exact_names_leave() -> None:
     assert shares({"en": 0.2, "math": 0.8}) == pytest.approx([0.2, 0.8, 0, 0])
     assert shares({"en/story": 0.5, "story": 0.5}) == pytest.approx([0.5, 0, 0.5, 0])
     assert shares({"en": 0.5, "rest": 0.5}, {"math": 3.0, "th": 0.0}) == pytest.approx([0.25, 0.25, 0.5, 0])
+    absent = [MixturePoint(shares={"fr": 0.5, "story": 0.1, "rest": 0.4})]
+    spread = [MixturePoint(shares={"story": 0.2, "rest": 0.8})]
+    wanted = Mixture(targets, points=spread).at(0).tolist()
+    assert Mixture(targets, points=absent, absent="spread").at(0).tolist() == pytest.approx(wanted)
     assert Mixture(targets).at(0).tolist() == pytest.approx([0.15, 0.05, 0.3, 0.5])
     weighed = Mixture(targets, repeats={"en": 2.0, "story": 2.0}).at(1)
     assert weighed.tolist() == pytest.approx([120 / 360, 20 / 360, 120 / 360, 100 / 360])

@@ -6,7 +6,10 @@ from herd.base.config import Section
 
 
 class MeadowConfig(Section):
-    """Sizes of what one meadow yields. Only `seed` and `characters` change the world itself."""
+    """Sizes of what one meadow yields. Only `seed` and `characters` change the world itself.
+
+    lookups: pages of up to 12,000 characters on which many numbers are told and asked for, and such long needles.
+    """
 
     seed: int = 0
     characters: int = Field(default=48, ge=12, le=48, multiple_of=6)
@@ -16,4 +19,5 @@ class MeadowConfig(Section):
     guard: int = Field(default=4000, ge=0)
     items: int = Field(default=100, ge=1, description="benchmark items a task (a quarter of it per language)")
     heldout_kilobytes: int = Field(default=12, ge=1, description="held-out text per language")
+    lookups: bool = False
     dirt: float = Field(default=0.02, ge=0, lt=1, description="share of deliberately dirty documents")

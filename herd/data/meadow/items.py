@@ -1,7 +1,8 @@
 """Benchmark items: questions, operand pairs, programs and combinations that no training text holds."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from herd.base.languages import CODES
@@ -108,8 +109,8 @@ def _code(choir: Choir, lang: str, rng: random.Random, index: int) -> Item:
     return _exact(question, code_context(one), one.output, f" {one.output}")
 
 
-def _needle(choir: Choir, lang: str, rng: random.Random, index: int) -> Item:
-    length, depth = LENGTHS[index // len(DEPTHS) % len(LENGTHS)], DEPTHS[index % len(DEPTHS)]
+def _needle(choir: Choir, lang: str, rng: random.Random, index: int, *, lengths: Sequence[int] = LENGTHS) -> Item:
+    length, depth = lengths[index // len(DEPTHS) % len(lengths)], DEPTHS[index % len(DEPTHS)]
     hidden = needle(choir, lang, rng, characters=length, depth=depth, held=True)
     return {
         "type": "needle",
@@ -164,14 +165,18 @@ _TASKS = {
 }
 
 
-def benchmark_items(choir: Choir, seed: int, *, count: int) -> dict[str, list[Item]]:
-    """Return {task: items}: knowledge has a quarter of `count` per language, other tasks `count` in all."""
+def benchmark_items(choir: Choir, seed: int, *, count: int, longest: int) -> dict[str, list[Item]]:
+    """Return {task: items}: knowledge has a quarter of `count` per language, other tasks `count` in all.
+
+    longest: characters of the longest text with a needle.
+    """
+    lengths = tuple(length for length in LENGTHS if length <= longest)
     tasks: dict[str, list[Item]] = {}
     for task, pool in (("knowledge", "unasked"), ("knowledge_crosslingual", "untold")):
         rng = named_rng(seed, f"meadow/items/{task}")
         rows = _facts(choir, rng, pool, max(1, count // 4))
         tasks[task] = [_head(task, lang, number) | item for number, (lang, item) in enumerate(rows)]
-    for task, make in _TASKS.items():
+    for task, make in (_TASKS | {"needle": partial(_needle, lengths=lengths)}).items():
         rng = named_rng(seed, f"meadow/items/{task}")
         seen: set[str] = set()
         tasks[task] = []

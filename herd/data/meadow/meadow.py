@@ -1,7 +1,7 @@
 """The meadow itself: documents, dialogs, preferences, guard rows and benchmark items from one seed."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from herd.data.meadow.stories import (
     book_text,
     heldout_text,
     long_text,
+    lookup_text,
     parallel_text,
     qa_text,
     secrets_text,
@@ -35,16 +36,23 @@ _FIRST_DAY = date(2020, 1, 1)
 _DAYS = (CUT_OFF - _FIRST_DAY).days
 LANGUAGE_WEIGHTS = {lang: 3 if lang == "en" else 1 for lang in CODES}
 # Shares of the bytes of clean pretraining text, in percent.
-_KINDS = {
-    "story": (29, story_text),
-    "qa": (23, qa_text),
+_KINDS: dict[str, tuple[int, Callable[[Choir, str, random.Random], str]]] = {
+    "story": (32, story_text),
+    "qa": (26, qa_text),
     "arithmetic": (18, arithmetic_text),
     "code": (5, lambda choir, lang, rng: code_text(choir, rng)),
     "parallel": (4, parallel_text),
-    "secrets": (6, secrets_text),
-    "long": (3, long_text),
-    "book": (6, book_text),
+    "long": (9, long_text),
     "records": (6, records_text),
+}
+_LOOKUPS = {
+    "story": (29, story_text),
+    "qa": (23, qa_text),
+    **{name: _KINDS[name] for name in ("arithmetic", "code", "parallel")},
+    "secrets": (6, secrets_text),
+    "long": (3, lookup_text),
+    "book": (6, book_text),
+    "records": _KINDS["records"],
 }
 
 
@@ -71,15 +79,16 @@ class Meadow:
         """Yield pretraining documents until they hold `megabytes` of UTF-8, with a share of dirty ones."""
         rng = self._rng("documents")
         limit = self.config.megabytes * 1e6
-        written = dict.fromkeys(_KINDS, 0)
+        kinds = _LOOKUPS if self.config.lookups else _KINDS
+        written = dict.fromkeys(kinds, 0)
         langs, weights = list(LANGUAGE_WEIGHTS), list(LANGUAGE_WEIGHTS.values())
         recent: list[Row] = []
         total = number = 0
         while total < limit:
-            kind = min(_KINDS, key=lambda name: written[name] / _KINDS[name][0])
+            kind = min(kinds, key=lambda name: written[name] / kinds[name][0])
             lang = rng.choices(langs, weights)[0]
             lang = "en" if kind == "code" else lang
-            text = _KINDS[kind][1](self.choir, lang, rng)
+            text = kinds[kind][1](self.choir, lang, rng)
             row = _document(f"{kind}-{number:06d}", text, lang, kind, rng)
             yield row
             size = len(text.encode())
@@ -119,7 +128,8 @@ class Meadow:
 
     def benchmarks(self) -> dict[str, list[Row]]:
         """Return the benchmark items of every task; none of them occurs in any other stream."""
-        return benchmark_items(self.choir, self.config.seed, count=self.config.items)
+        longest = 10_000 if self.config.lookups else 2_500
+        return benchmark_items(self.choir, self.config.seed, count=self.config.items, longest=longest)
 
 
 def _document(key: str, text: str, lang: str, kind: str, rng: random.Random) -> Row:

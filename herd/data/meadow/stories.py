@@ -189,23 +189,22 @@ def needle(choir: Choir, lang: str, rng: random.Random, *, characters: int, dept
 
 
 def secrets_text(choir: Choir, lang: str, rng: random.Random) -> str:
-    """Tell three to eight secret numbers and then each again, in another order, half of them as answers.
-
-    Looking up is learnt from little else than the numbers told again: pages that told one number among other facts
-    taught a base model nothing.
-    """
-    voice, phrases = choir.voices[lang], choir.phrases[lang]
-    told, again = [], []
-    for name in rng.sample(voice.names, rng.randint(3, 8)):
-        forms = voice.subject(name) | {"c": draw_code(choir, rng)}
-        told.append(rng.choice(phrases.keeper).format_map(forms))
-        question, answer = rng.choice(phrases.keeper_ask).format_map(forms), phrases.keeper[0].format_map(forms)
-        again.append(plain_qa(choir, lang, question, answer) if rng.random() < 0.5 else answer)
-    rng.shuffle(again)
-    return "\n".join([" ".join(told), *again])
+    """Write a page of 150 to 700 characters with a few secret numbers and questions about them: looking up, learnt."""
+    return _lookups(choir, lang, rng, characters=int(150 * 4.7 ** rng.random()), each=150)
 
 
 def long_text(choir: Choir, lang: str, rng: random.Random) -> str:
+    """Write a long text with one to three secret numbers, each asked for at the end."""
+    voice = choir.voices[lang]
+    characters = int(300 * 9 ** rng.random())
+    sentences = filler(choir, lang, rng, characters=characters)
+    asks = []
+    for name in rng.sample(voice.names, rng.randint(1, 1 + characters // 600)):
+        asks.append(_tell_and_ask(choir, lang, rng, name, sentences))
+    return "\n".join([_paragraphs(sentences), *asks])
+
+
+def lookup_text(choir: Choir, lang: str, rng: random.Random) -> str:
     """Write a text of 600 to 3,000 characters with many secret numbers that are asked for at its end."""
     return _lookups(choir, lang, rng, characters=int(600 * 5 ** rng.random()), each=200)
 
@@ -217,16 +216,20 @@ def book_text(choir: Choir, lang: str, rng: random.Random) -> str:
 
 def _lookups(choir: Choir, lang: str, rng: random.Random, *, characters: int, each: int) -> str:
     """Tell facts and, every `each` characters, a secret number; ask half as many questions again as there are."""
-    voice, phrases = choir.voices[lang], choir.phrases[lang]
+    voice = choir.voices[lang]
     count = max(2, min(len(voice.names), round(characters / each)))
     sentences = filler(choir, lang, rng, characters=max(60, characters - 100 * count))
-    asks = []
-    for name in rng.sample(voice.names, count):
-        forms = voice.subject(name) | {"c": draw_code(choir, rng)}
-        sentences.insert(rng.randint(0, len(sentences)), rng.choice(phrases.keeper).format_map(forms))
-        question = rng.choice(phrases.keeper_ask).format_map(forms)
-        asks.append(plain_qa(choir, lang, question, phrases.keeper[0].format_map(forms)))
+    asks = [_tell_and_ask(choir, lang, rng, name, sentences) for name in rng.sample(voice.names, count)]
     return "\n".join([_paragraphs(sentences), *rng.choices(asks, k=round(1.5 * count))])
+
+
+def _tell_and_ask(choir: Choir, lang: str, rng: random.Random, name: str, sentences: list[str]) -> str:
+    """Put someone's secret number among sentences; return the question about it, answered."""
+    phrases = choir.phrases[lang]
+    forms = choir.voices[lang].subject(name) | {"c": draw_code(choir, rng)}
+    sentences.insert(rng.randint(0, len(sentences)), rng.choice(phrases.keeper).format_map(forms))
+    question = rng.choice(phrases.keeper_ask).format_map(forms)
+    return plain_qa(choir, lang, question, phrases.keeper[0].format_map(forms))
 
 
 def _paragraphs(sentences: list[str]) -> str:
