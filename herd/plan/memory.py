@@ -170,7 +170,9 @@ def _kept(run: Run, how: str) -> set[str]:
 def _activations(run: Run, rank: int) -> tuple[float, float]:
     """Return bytes kept of all micro-batches in flight, and those that come and go with one layer."""
     flying, layers, results = in_flight(run, rank), run.layers(rank), _results(run)
-    ends = 2 * run.config.dim * (run.has_head(rank) + (1 if run.parallel.pp > 1 else 0) / run.parallel.tp)
+    # a stage's input lies in the pipeline's buffer, where there is one; its output is kept besides
+    output = run.parallel.pp > 1 and not run.trainer.stock
+    ends = 2 * run.config.dim * (run.has_head(rank) + output / run.parallel.tp)
     kept = run.positions * (flying * layers * kept_bytes(run) + max(1.0, flying) * ends)
     again = _kept(run, "none") - _kept(run, run.parallel.recompute)
     # gradients of SwiGLU's three wide tensors and of its gathered input are there at once

@@ -107,7 +107,7 @@ def product_flops(run: Run, rank: int) -> float:
 
 def _head_again(run: Run) -> int:
     """Return how often scores are computed again: in pieces they are, in each half of a backward pass of two."""
-    if run.trainer.score_bytes is not None:
+    if run.trainer.score_bytes is not None or run.parallel.ranks == 1:
         return 0
     return 2 if run.parallel.schedule == "ZBVZeroBubble" else 1
 
