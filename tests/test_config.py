@@ -93,6 +93,26 @@ def test_an_override_is_read_as_the_file_would_be(recipe: Path, text: str, value
     assert load_yaml(recipe)["leaf"]["warmup_steps"] == value
 
 
+def test_a_file_lies_over_the_one_it_extends(recipe: Path) -> None:
+    recipe.with_name("b.yaml").write_text("extends: r\nmany: {b: {learning_rate: 2.0}}\nrows: [{}]\n")
+    over = recipe.with_name("c.yaml")
+    over.write_text("extends: b\nleaf: {warmup_steps: 9}\nrows: [{warmup_steps: 1}, {}]\n")
+    tree = validate(Tree, load_yaml(over, ["name=y"]), where="c")
+    assert tree.leaf == Leaf(learning_rate=0.5, warmup_steps=9)
+    assert tree.many == {"a": Leaf(warmup_steps=9), "b": Leaf(learning_rate=2.0)}
+    assert (tree.rows, tree.name) == ((Leaf(warmup_steps=1), Leaf()), "y")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("extends: c\n", "c.yaml: extends itself, by way of c"), ("extends: z\n", "no .*z.yaml")]
+)
+def test_what_cannot_be_extended_is_named(recipe: Path, text: str, complaint: str) -> None:
+    over = recipe.with_name("c.yaml")
+    over.write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        load_yaml(over)
+
+
 @pytest.mark.parametrize("override", ["leaf", "=3", "leaf.warmup_steps=[1"])
 def test_a_bad_override_is_quoted(recipe: Path, override: str) -> None:
     with pytest.raises(ConfigError) as caught:

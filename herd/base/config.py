@@ -23,17 +23,15 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a YAML file, apply `a.b=value` overrides and resolve interpolations. Raises ConfigError."""
+    """Read a YAML file, apply `a.b=value` overrides and resolve interpolations. Raises ConfigError.
+
+    `extends: NAME` lays the file over NAME.yaml beside it, key by key; lists are replaced as a whole.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    try:
-        tree = OmegaConf.create(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: not readable as YAML ({_one_line(error)})") from None
-    if not OmegaConf.is_dict(tree):
-        raise ConfigError(f"{path}: a recipe is a mapping of keys to values")
+    tree = _tree(path, ())
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not key:
@@ -58,6 +56,28 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: {_one_line(error)}") from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def _tree(path: Path, above: tuple[Path, ...]) -> Any:
+    """Read a file and what it extends; `above` are the files that extend it."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if path in above:
+        raise ConfigError(f"{path}: extends itself, by way of {', '.join(file.stem for file in above)}")
+    try:
+        tree = OmegaConf.create(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not readable as YAML ({_one_line(error)})") from None
+    if not isinstance(tree, DictConfig):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys to values")
+    if "extends" not in tree:
+        return tree
+    base = path.with_name(f"{tree.pop('extends')}.yaml")
+    if not base.is_file():
+        raise ConfigError(f"{path}: extends {base.stem!r}, but there is no {base}")
+    return OmegaConf.merge(_tree(base, (*above, path)), tree)
 
 
 def validate(schema: type[S], values: Mapping[str, Any], *, where: str) -> S:

@@ -20,7 +20,7 @@ def to_float8(model: Transformer, device: torch.device) -> None:
     Raises ConfigError without torchao, and on a card that has no float8.
     """
     try:
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # ty: ignore[import-not-found]
     except ImportError:
         raise ConfigError("parallel.float8 needs torchao: pip install 'herd[float8]'") from None
     if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < _FIRST:
