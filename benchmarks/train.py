@@ -9,7 +9,7 @@ its turn (see arena.py); a ratio is taken within a round. Compiling is done befo
 the matrix rate that this machine reached in the same run, by both counts of attention: all scores, or the causal half.
 Run `python benchmarks/train.py T`; needs the `reference` extra, and for the other two peers
 
-    pip install --no-deps litgpt==0.5.13 torchtune==0.6.1 torchao==0.17.0
+    pip install --no-deps litgpt==0.5.13 torchtune==0.6.1 torchao==0.15.0
     pip install lightning torchdata datasets sentencepiece tiktoken blobfile omegaconf
 
 in an environment of its own (their requirements exclude each other's; without them they are left out).

@@ -1,10 +1,15 @@
 """Slurm jobs, tried on submitit's local executor: each task gets its place, and what isn't Slurm's is refused."""
 
+import os
+import signal
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from herd.base.errors import ConfigError
+from herd.base.ledger import Ledger
 from herd.runtime.slurm import Job, submit
 from tests.conftest import TOY, herd
 
@@ -49,3 +54,24 @@ def test_tasks_train_together_and_failures_are_failures(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="exit status 2"):
         failing.results()
     assert "made by another recipe" in (failing.stderr() or "")
+
+
+@pytest.mark.slow
+def test_warned_it_saves_is_queued_again_and_goes_on(tmp_path: Path) -> None:
+    for verb in ("curate", "tokenizer"):
+        assert herd(verb, str(TOY), "--run", str(tmp_path / "run")).returncode == 0
+    command = ["pretrain", str(TOY), "parallel.dp_shard=2", "checkpoints.steps=2", "--run", str(tmp_path / "run")]
+    job = submit(command, Job.parse("tasks=2,cluster=local,minutes=5"), logs=tmp_path / "logs", gpus=False, grace_seconds=5)
+    checkpoints = tmp_path / "run/checkpoints/pretrain"
+    while not list(checkpoints.glob("step-????????")):
+        with suppress(subprocess.TimeoutExpired):
+            job._process.wait(0.02)
+            pytest.fail(f"it ended before it had saved anything: {job.stderr()}")
+    children = Path(f"/proc/{job._process.pid}/task/{job._process.pid}/children").read_text().split()
+    for task in children:  # as Slurm does
+        os.kill(int(task), signal.SIGUSR2)
+    job.results()
+    ends = [r.facts["why"] for r in Ledger(tmp_path / "run/ledger.jsonl").records if r.kind == "end"]
+    assert len(ends) == 1
+    assert ends[0].startswith("SIGTERM: saved at step ")
+    assert (tmp_path / "run/flagship/base/config.json").is_file()

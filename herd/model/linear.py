@@ -63,11 +63,11 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
-        shape, x, grads = x.shape, _rows(x), tuple(map(_rows, grads))
+        shape, x, grads = x.shape, _rows(x), tuple(map(_rows, grads))  # saved tensors may be asked for only once
         below: Tensor | None = None
         if ctx.needs_input_grad[0]:
             for grad, weight in zip(grads, weights, strict=True):
-                part = product(weight.t(), rows=x.shape[0])(grad).view(ctx.saved_tensors[0].shape)
+                part = product(weight.t(), rows=x.shape[0])(grad)
                 below = part if below is None else below.add_(part)
         pairs = zip(grads, ctx.needs_input_grad[1:], strict=True)
         below = None if below is None else below.view(shape)

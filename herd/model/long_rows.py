@@ -40,6 +40,7 @@ class LongRows:
         """How many scores of a head are computed."""
         return sum((s.queries.stop - s.queries.start) * (s.keys.stop - s.keys.start) for s in self.spans)
 
+    @torch.compiler.disable  # each pattern of documents would be another program
     def attend(self, q_bhtd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor) -> Tensor:
         """Return softmax(q k / sqrt(d) + mask) v, [b, h, t, d]; heads that share keys become rows of one product."""
         return _Long.apply(q_bhtd, k_bhsd, v_bhsd, self)
@@ -77,6 +78,7 @@ class _Long(torch.autograd.Function):
     def forward(ctx: Any, q_bhtd: Tensor, k: Tensor, v: Tensor, rows: LongRows) -> Tensor:
         b, h, t, d = q_bhtd.shape
         q = (q_bhtd * d**-0.5).unflatten(1, (k.shape[1], -1))
+        k, v = k.contiguous(), v.contiguous()  # every product would first copy what isn't dense
         out = q_bhtd.new_empty(b, t, h, d).transpose(1, 2)  # laid out as the next product reads it
         out_bkgtd = out.unflatten(1, (k.shape[1], -1))
         for span in rows.spans:

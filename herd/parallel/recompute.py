@@ -23,6 +23,7 @@ KEPT = (
     _ATEN._scaled_dot_product_cudnn_attention.default,
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
     torch.ops._c10d_functional.all_gather_into_tensor.default,
+    *((torch.ops.mkldnn._linear_pointwise.default,) if torch.backends.mkldnn.is_available() else ()),
 )
 
 

@@ -3,8 +3,8 @@
     Alone      one process: the model itself
     Sharded    FSDP, tensor and context parallel: the model, each layer gathered when it is needed
     Piped      stages of a pipeline, sharded or not
-`spread` builds the right one. The loop (train/loop.py) asks it for summed losses with gradients behind them, and for
-sums over ranks; it knows nothing else of a mesh.
+`hold` builds the first, `spread` the right one of the others. The loop (train/loop.py) asks it for summed losses with
+gradients behind them, and for sums over ranks; it knows nothing else of a mesh.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -58,12 +58,12 @@ class Worker(Protocol):
 
 
 class Alone:
-    """A whole model in one process."""
+    """A whole model in one process; `plain` is the same weights in blocks as they are written, for other uses."""
 
     mesh = None
 
-    def __init__(self, model: Transformer) -> None:
-        self.model, self.models = model, (model,)
+    def __init__(self, model: Transformer, plain: Transformer | None = None) -> None:
+        self.model, self.models, self.plain = model, (model,), plain or model
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self.model.named_parameters()
@@ -132,6 +132,20 @@ class Piped:
         return self._pipeline.run(loss_of, rows, dtype=self._dtype)
 
 
+def hold(source: Source, config: ParallelConfig, *, device: torch.device) -> Alone:
+    """Hold a source's whole model in one process, in float32; what `config` says of blocks is done to them."""
+    with torch.device("meta"):
+        model = Transformer(source.config)
+    changed = config.float8 or config.compile or config.recompute != "none"
+    if config.float8:
+        to_float8(model, device)
+    _run_as(model, config)
+    fill([model], source, device)
+    if source.config.tie_embeddings:  # giving memory has torn them apart
+        model.output.weight = model.tok_embeddings.weight
+    return Alone(model, _sharing(model) if changed else None)
+
+
 def spread(source: Source, config: ParallelConfig, *, device: torch.device, dtype: torch.dtype) -> Worker:
     """Lay a source's weights out over the process group. Raises HerdError where the source is damaged."""
     worker = lay_out(source.config, config, device=device, dtype=dtype)
@@ -168,13 +182,29 @@ def _laid_out(model: Transformer, mesh: Mesh, dtype: torch.dtype, *, piped: bool
         to_float8(model, torch.device(mesh.root.device_type))
     if mesh.config.tp > 1:
         tensor_parallel(model, mesh.heads)
-    for i in own(model):
-        recompute(model.layers[i], mesh.config.recompute)
-        if mesh.config.compile:
-            model.layers[i].compile()
+    _run_as(model, mesh.config)
     root = StageModel(model) if piped else model
     shard(model, mesh, dtype, root=root)
     return root
+
+
+def _run_as(model: Transformer, config: ParallelConfig) -> None:
+    """Make blocks forget activations, and compile them, as told."""
+    for i in own(model):
+        recompute(model.layers[i], config.recompute)
+        if config.compile:
+            model.layers[i].compile()
+
+
+def _sharing(model: Transformer) -> Transformer:
+    """Return a model of plain blocks whose parameters are those of `model`."""
+    with torch.device("meta"):
+        plain = Transformer(model.config)
+    plain.frequencies = model.frequencies
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, _, leaf = name.rpartition(".")
+        setattr(plain.get_submodule(owner), leaf, parameter)
+    return plain
 
 
 def _backward(loss: Any) -> Any:

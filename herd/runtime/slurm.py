@@ -5,14 +5,18 @@ submit -> tasks, each `herd raise ...` with the environment that torchrun would 
              | the job is queued again with the same command, which goes on from there
 """
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from herd.base.errors import ConfigError
+from herd.runtime.signals import EXIT_STOPPED
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,13 @@ class Process:
     def __call__(self) -> None:
         from submitit.helpers import TorchDistributedEnvironment
 
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        self._child = subprocess.Popen([sys.executable, "-m", "herd", *self.arguments])
-        if code := self._child.wait():
+        place = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        command = [sys.executable, "-m", "herd", *self.arguments]
+        self._child = subprocess.Popen(command, preexec_fn=_deaf)  # noqa: PLW1509 - there are no threads here
+        code = self._child.wait()
+        if code == EXIT_STOPPED and place.rank:
+            return  # saved with the others: what becomes of the job is the first task's to say
+        if code:
             raise SystemExit(f"herd ended with exit status {code}; its own words stand above")
 
     def checkpoint(self) -> Any:
@@ -76,8 +84,16 @@ class Process:
         from submitit.helpers import DelayedSubmission
 
         self._child.terminate()
-        self._child.wait()
+        # called by a signal's handler, in the midst of the wait above, which holds the lock of another one
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Process(self.arguments))
+
+
+def _deaf() -> None:
+    """Ignore Slurm's warnings, which reach every process of a task: its first one passes them on."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def submit(arguments: Sequence[str], job: Job, *, logs: Path, gpus: bool, grace_seconds: float) -> Any:

@@ -34,7 +34,7 @@ class Look:
     def __init__(self, context: Context, worker: Worker, config: ModelConfig) -> None:
         self._context, self._worker = context, worker
         self._copy = None if isinstance(worker, Alone) else self._empty(config)
-        self.model: Transformer = worker.model if isinstance(worker, Alone) else self._copy or Transformer(config)
+        self.model: Transformer = worker.plain if isinstance(worker, Alone) else self._copy or Transformer(config)
 
     def _empty(self, config: ModelConfig) -> Transformer:
         parameter = next(iter(self._worker.named_parameters()))[1]

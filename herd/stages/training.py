@@ -21,7 +21,7 @@ from herd.model.transformer import Transformer
 from herd.model.weights import load_model, open_source
 from herd.parallel.config import ParallelConfig
 from herd.parallel.weights import Gathered
-from herd.parallel.worker import Alone, Worker, spread
+from herd.parallel.worker import Worker, hold, spread
 from herd.runtime.allocator import keep_freed_memory
 from herd.runtime.device import peak_memory_bytes
 from herd.runtime.power import EnergyMeter
@@ -123,12 +123,7 @@ def laid_out(context: Context, start: Source, mesh: ParallelConfig) -> Worker:
     machine = context.machine
     if grouped():
         return spread(start, mesh, device=machine.device, dtype=machine.dtype)
-    model = Transformer(start.config)
-    with torch.no_grad():
-        parameters = dict(model.named_parameters())
-        for name in start.names():
-            parameters[name].copy_(start.read(name))
-    return Alone(model.to(machine.device))
+    return hold(start, mesh, device=machine.device)
 
 
 def train(context: Context, key: str, start: Source, plan: Plan, *, output: str) -> Outcome:
