@@ -203,6 +203,7 @@ def play(
             row[worker.name] = rate(turn.value)
             foreign = max(foreign, turn.foreign)
         (quiet if foreign <= LIMIT else loud).append(row)
+        print(f"rounds: {len(quiet)} quiet, {len(loud)} not (others took up to {foreign:.2f} cores)", flush=True)
     kept = quiet or loud
     rates = {worker.name: [row[worker.name] for row in kept] for worker in able}
     return Rounds(rates, len(loud) if quiet else 0, disturbed=not quiet)

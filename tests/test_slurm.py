@@ -61,7 +61,9 @@ def test_warned_it_saves_is_queued_again_and_goes_on(tmp_path: Path) -> None:
     for verb in ("curate", "tokenizer"):
         assert herd(verb, str(TOY), "--run", str(tmp_path / "run")).returncode == 0
     command = ["pretrain", str(TOY), "parallel.dp_shard=2", "checkpoints.steps=2", "--run", str(tmp_path / "run")]
-    job = submit(command, Job.parse("tasks=2,cluster=local,minutes=5"), logs=tmp_path / "logs", gpus=False, grace_seconds=5)
+    job = submit(
+        command, Job.parse("tasks=2,cluster=local,minutes=5"), logs=tmp_path / "logs", gpus=False, grace_seconds=5
+    )
     checkpoints = tmp_path / "run/checkpoints/pretrain"
     while not list(checkpoints.glob("step-????????")):
         with suppress(subprocess.TimeoutExpired):

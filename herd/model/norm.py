@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_ROWS = 512
+_ROWS = 1024
 
 
 class RMSNorm(nn.RMSNorm):
@@ -44,9 +44,10 @@ class _Norm(torch.autograd.Function):
         below, weight_grad = torch.empty_like(rows), torch.zeros_like(wide)
         for start in range(0, rows.shape[0], _ROWS):
             piece = slice(start, start + _ROWS)
-            unit = rows[piece] * scale[piece]
-            product = unit * above[piece]
+            unit, grad = (part[piece].to(torch.float32, copy=True) for part in (rows, above))
+            unit.mul_(scale[piece])
+            product = unit * grad
             weight_grad += product.sum(0)
             mean = (product @ wide).unsqueeze(1).div_(rows.shape[1])
-            below[piece] = (above[piece] * wide).addcmul_(unit, mean, value=-1).mul_(scale[piece])
+            below[piece] = grad.mul_(wide).addcmul_(unit, mean, value=-1).mul_(scale[piece])
         return below.view(grads[0].shape), weight_grad.to(weight.dtype), None
