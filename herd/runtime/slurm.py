@@ -72,7 +72,7 @@ class Process:
 
         place = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         command = [sys.executable, "-m", "herd", *self.arguments]
-        self._child = subprocess.Popen(command, preexec_fn=_deaf)  # noqa: PLW1509 - there are no threads here
+        self._child = subprocess.Popen(command, preexec_fn=_deaf)
         code = self._child.wait()
         if code == EXIT_STOPPED and place.rank:
             return  # saved with the others: what becomes of the job is the first task's to say
