@@ -135,6 +135,16 @@ def test_needles_are_as_long_and_as_deep_as_asked_and_told_once() -> None:
     assert items != needles(HAY, seed=6)
 
 
+def test_who_is_asked_about_is_named_nowhere_else() -> None:
+    choir = Meadow().choir
+    others = {lang: [f"{name} 111." for name in choir.voices[lang].names] for lang in ("de", "th")}
+    for item in needles(others, lengths=(900,)):
+        (name,) = {n for n in choir.voices[item["lang"]].names if n in item["context"].rsplit("\n", 2)[1]}
+        assert item["context"].count(name) == 2  # told, and asked for
+    (alone,) = needles({"en": ["Torano 111. " * 3]}, lengths=(400,), depths=(0.5,), repeats=1)
+    assert "Torano 111." in alone["context"]
+
+
 def test_a_haystack_in_a_language_without_phrases_is_asked_in_english() -> None:
     (item,) = needles({"nl": ["Hooi. Hooi."], "de": []}, lengths=(400,), depths=(0.5,), repeats=1)
     assert item["lang"] == "en"

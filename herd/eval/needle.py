@@ -4,8 +4,9 @@
     Question: What is the secret number of Nora?
     Answer:                                                  <- a base model goes on from here
 
-The haystack is a run's own held-out text, again from its beginning where there is too little of it; sentences and
-questions are the meadow's, in eight languages. Numbers are ones that no training text of the meadow holds.
+The haystack is a run's own held-out text, again from its beginning where there is too little of it, without the
+sentences that name who is asked about: they may tell another number. What is hidden and asked is the meadow's, in eight
+languages. Numbers are ones that no training text of the meadow holds.
 """
 
 import random
@@ -50,7 +51,8 @@ def needle_items(
         lang = langs[number % len(langs)]
         rng = named_rng(seed, f"needle/{number}")
         secret = _Secret(choir, lang, rng)
-        sentences = _fitting(tokenizer, texts[lang], lang, rng, room=length - ROOM - secret.size(tokenizer))
+        room = length - ROOM - secret.size(tokenizer)
+        sentences = _fitting(tokenizer, texts[lang], lang, rng, room=room, without=secret.name)
         place = round(depth * len(sentences))
         passage = "".join([*sentences[:place], f"{secret.told} ", *sentences[place:]]).strip()
         items.append(
@@ -74,7 +76,8 @@ class _Secret:
     def __init__(self, choir: Choir, lang: str, rng: random.Random) -> None:
         phrases, voice = choir.phrases[lang], choir.voices[lang]
         self.code = draw_code(choir, rng, held=True)
-        forms = voice.subject(rng.choice(voice.names)) | {"c": self.code}
+        self.name = rng.choice(voice.names)
+        forms = voice.subject(self.name) | {"c": self.code}
         self.told = rng.choice(phrases.keeper).format_map(forms)
         self.asked = plain_qa(choir, lang, rng.choice(phrases.keeper_ask).format_map(forms))
 
@@ -83,11 +86,13 @@ class _Secret:
         return len(tokenizer.encode(f"{self.told} \n{self.asked}", bos=True)) + 4
 
 
-def _fitting(tokenizer: Tokenizer, texts: Sequence[str], lang: str, rng: random.Random, *, room: int) -> list[str]:
-    """Return sentences of texts in random order, as many as make up `room` tokens."""
+def _fitting(
+    tokenizer: Tokenizer, texts: Sequence[str], lang: str, rng: random.Random, *, room: int, without: str
+) -> list[str]:
+    """Return sentences of texts in random order that don't name `without`, as many as make up `room` tokens."""
     found: list[str] = []
     left = room
-    for sentence in _endless(texts, lang, rng):
+    for sentence in _endless(texts, lang, rng, without):
         size = len(tokenizer.encode(sentence))
         if size > left:
             # together sentences take fewer tokens than one by one: count anew before giving up
@@ -99,9 +104,12 @@ def _fitting(tokenizer: Tokenizer, texts: Sequence[str], lang: str, rng: random.
     return found
 
 
-def _endless(texts: Sequence[str], lang: str, rng: random.Random) -> Iterator[str]:
+def _endless(texts: Sequence[str], lang: str, rng: random.Random, without: str) -> Iterator[str]:
     """Yield the sentences of shuffled texts, each with the white space behind it, over and over."""
     order = rng.sample(texts, len(texts))
     ends = _SENTENCE.get(lang, _ENDS)
-    for text in cycle(order):
-        yield from ends.split(f"{text.strip()}\n")
+    split = [ends.split(f"{text.strip()}\n") for text in order]
+    others = [[s for s in sentences if without not in s] for sentences in split]
+    # where every sentence names them, they stay
+    for sentences in cycle(others if any(others) else split):
+        yield from sentences
