@@ -103,6 +103,16 @@ def test_a_file_lies_over_the_one_it_extends(recipe: Path) -> None:
     assert (tree.rows, tree.name) == ((Leaf(warmup_steps=1), Leaf()), "y")
 
 
+def test_a_file_of_ones_own_may_extend_a_known_one_by_its_name(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    over = tmp_path / "mine" / recipe.name  # of the same name, too
+    over.write_text(f"extends: {recipe.stem}\nname: z\n")
+    assert load_yaml(over, known=recipe.parent) == load_yaml(recipe) | {"name": "z"}
+    over.write_text("extends: nothing\n")
+    with pytest.raises(ConfigError, match=rf"nothing.yaml, nor a recipe of that name \({recipe.stem}"):
+        load_yaml(over, known=recipe.parent)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"), [("extends: c\n", "c.yaml: extends itself, by way of c"), ("extends: z\n", "no .*z.yaml")]
 )

@@ -22,16 +22,17 @@ class Section(BaseModel):
 S = TypeVar("S", bound=BaseModel)
 
 
-def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_yaml(path: Path, overrides: Sequence[str] = (), *, known: Path | None = None) -> dict[str, Any]:
     """Read a YAML file, apply `a.b=value` overrides and resolve interpolations. Raises ConfigError.
 
-    `extends: NAME` lays the file over NAME.yaml beside it, key by key; lists are replaced as a whole.
+    `extends: NAME` lays the file over NAME.yaml beside it, or else in the folder `known`, key by key; lists are
+    replaced as a whole.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    tree = _tree(path, ())
+    tree = _tree(path, (), known)
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not key:
@@ -58,7 +59,7 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
-def _tree(path: Path, above: tuple[Path, ...]) -> Any:
+def _tree(path: Path, above: tuple[Path, ...], known: Path | None) -> Any:
     """Read a file and what it extends; `above` are the files that extend it."""
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -74,10 +75,15 @@ def _tree(path: Path, above: tuple[Path, ...]) -> Any:
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values")
     if "extends" not in tree:
         return tree
-    base = path.with_name(f"{tree.pop('extends')}.yaml")
+    name = f"{tree.pop('extends')}.yaml"
+    bases = [path.with_name(name), *([known / name] if known else [])]
+    # a file may lie over the known one of its own name
+    base = next((base for base in bases if base.is_file() and base != path), bases[0])
     if not base.is_file():
-        raise ConfigError(f"{path}: extends {base.stem!r}, but there is no {base}")
-    return OmegaConf.merge(_tree(base, (*above, path)), tree)
+        names = sorted(file.stem for file in known.glob("*.yaml")) if known else []
+        more = f", nor a recipe of that name ({', '.join(names)})" if names else ""
+        raise ConfigError(f"{path}: extends {base.stem!r}, but there is no {base}{more}")
+    return OmegaConf.merge(_tree(base, (*above, path), known), tree)
 
 
 def validate(schema: type[S], values: Mapping[str, Any], *, where: str) -> S:

@@ -199,4 +199,5 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
         raise ConfigError(f"no recipe {name!r}: name one of {known}, or give a path to a YAML file")
-    return validate(Recipe, load_yaml(path, list(overrides)), where=str(path if path.parent != RECIPES else name))
+    values = load_yaml(path, list(overrides), known=RECIPES)
+    return validate(Recipe, values, where=str(path if path.parent != RECIPES else name))
