@@ -108,8 +108,6 @@ def _endless(texts: Sequence[str], lang: str, rng: random.Random, without: str) 
     """Yield the sentences of shuffled texts, each with the white space behind it, over and over."""
     order = rng.sample(texts, len(texts))
     ends = _SENTENCE.get(lang, _ENDS)
-    split = [ends.split(f"{text.strip()}\n") for text in order]
-    others = [[s for s in sentences if without not in s] for sentences in split]
-    # where every sentence names them, they stay
-    for sentences in cycle(others if any(others) else split):
-        yield from sentences
+    alone = all(without in s for text in order for s in ends.split(text))  # nothing else is told: then they stay
+    for text in cycle(order):
+        yield from (s for s in ends.split(f"{text.strip()}\n") if alone or without not in s)

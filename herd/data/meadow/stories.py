@@ -212,10 +212,9 @@ def lookup_text(choir: Choir, lang: str, rng: random.Random) -> str:
 
 
 def book_text(choir: Choir, lang: str, rng: random.Random) -> str:
-    """Write such a text of 4,000 to 13,000 characters, half of that in Hindi and Thai: 1,200 to 4,800 tokens or so.
+    """Write such a text of 4,000 to 13,000 characters, half of that in Hindi and Thai: 1,000 to 4,300 tokens.
 
-    Some are longer than rows of 4,096, so that rows are asked about up to their last positions: a model that was asked
-    up to 3,950 found three quarters of the needles there and none 100 positions on (docs/log.md).
+    Some are longer than rows of 4,096, so that rows are asked about up to their last positions (docs/log.md).
     """
     characters = _SHORTER.get(lang, 1.0) * rng.uniform(4000, 13_000)
     return _lookups(choir, lang, rng, characters=int(characters), each=250)
