@@ -19,10 +19,14 @@ _QUERIES = 64
 
 @dataclass(frozen=True)
 class Piece:
-    """Some queries, the keys from the first to the last that any of them may see, and the bias between the two."""
+    """Some queries, the keys from the first to the last that any of them may see, and the bias between the two.
+
+    biased: which of these keys the bias is of; those before them every query sees.
+    """
 
     queries: slice
     keys: slice
+    biased: slice
     bias_b11ts: Tensor
 
 
@@ -41,7 +45,10 @@ def cut(mask_b1ts: Tensor, dtype: torch.dtype) -> tuple[Piece, ...]:
         if mask_b1ts.shape[2] > _QUERIES:  # of a single piece all keys are kept: a part of them would be copied first
             seen = rows.flatten(0, 2).any(0).nonzero()
             keys = slice(int(seen[0]), int(seen[-1]) + 1)
-        pieces.append(Piece(queries, keys, additive(rows[..., keys], dtype).unsqueeze(1)))
+        hidden = (~rows[..., keys]).flatten(0, 2).any(0).nonzero()
+        # whole vectors of a processor: half as many numbers would take longer
+        biased = slice(int(hidden[0]) // 64 * 64 if len(hidden) else keys.stop - keys.start, None)
+        pieces.append(Piece(queries, keys, biased, additive(rows[..., keys][..., biased], dtype).unsqueeze(1)))
     return tuple(pieces)
 
 
@@ -55,38 +62,45 @@ class _Pieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_bhtd: Tensor, k: Tensor, v: Tensor, pieces: tuple[Piece, ...]) -> Tensor:
         b, h, t, d = q_bhtd.shape
-        q = (q_bhtd * d**-0.5).unflatten(1, (k.shape[1], -1))
-        if len(pieces) > 1:  # every product would first copy what isn't dense
-            k, v = k.contiguous(), v.contiguous()
+        q = q_bhtd.unflatten(1, (k.shape[1], -1))
+        k, v = k.contiguous(), v.contiguous()  # every product would first copy what isn't dense
         # laid out as the next product reads it, [b, t, h, d]
         out = q_bhtd.new_empty(b, t, h, d).transpose(1, 2)
-        out_bkgtd, chances = out.unflatten(1, (k.shape[1], -1)), []
+        out_bkgtd, kept = out.unflatten(1, (k.shape[1], -1)), []
         for piece in pieces:
-            scores = _rows(q, piece) @ k[:, :, piece.keys].transpose(-1, -2)
-            _heads(scores, q).add_(piece.bias_b11ts)
-            chance = _heads(scores, q).softmax(-1).view(scores.shape)
+            rows = _rows(q, piece)
+            scores = _product(rows, k[:, :, piece.keys].transpose(-1, -2), d**-0.5)
+            _heads(scores, q)[..., piece.biased].add_(piece.bias_b11ts)
+            chance = scores.softmax(-1)
             out_bkgtd[:, :, :, piece.queries] = _heads(chance @ v[:, :, piece.keys], q)
-            chances.append(chance)
-        ctx.save_for_backward(q, k, v, *chances)
+            kept += [rows, chance]
+        ctx.save_for_backward(k, v, *kept)
         ctx.pieces = pieces
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, *chances = ctx.saved_tensors
-        above = grads[0].unflatten(1, (k.shape[1], -1))
+        k, v, *kept = ctx.saved_tensors
+        above, scale = grads[0].unflatten(1, (k.shape[1], -1)), k.shape[-1] ** -0.5
         # a key's gradient is a sum over pieces
-        q_grad, k_grad, v_grad = torch.empty_like(q), torch.zeros_like(k).float(), torch.zeros_like(v).float()
-        for piece, chance in zip(ctx.pieces, chances, strict=True):
+        k_grad, v_grad = (torch.zeros_like(part, dtype=torch.float32) for part in (k, v))
+        q_grad = torch.empty_like(grads[0].transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        q_heads = q_grad.unflatten(1, (k.shape[1], -1))
+        for piece, q_rows, chance in zip(ctx.pieces, kept[::2], kept[1::2], strict=True):
             rows, keys = _rows(above, piece), piece.keys
             v_grad[:, :, keys] += chance.transpose(-1, -2) @ rows
             grad = torch.ops.aten._softmax_backward_data(
                 rows @ v[:, :, keys].transpose(-1, -2), chance, -1, chance.dtype
             )
-            q_grad[:, :, :, piece.queries] = _heads(grad @ k[:, :, keys], q)
-            k_grad[:, :, keys] += grad.transpose(-1, -2) @ _rows(q, piece)
-        scaled = q_grad.flatten(1, 2) * q.shape[-1] ** -0.5
-        return scaled, k_grad.to(k.dtype), v_grad.to(v.dtype), None
+            q_heads[:, :, :, piece.queries] = _heads(_product(grad, k[:, :, keys], scale), above)
+            k_grad[:, :, keys] += _product(grad.transpose(-1, -2), q_rows, scale)
+        return q_grad, k_grad.to(k.dtype), v_grad.to(v.dtype), None
+
+
+def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return scale x left @ right [b, k, rows, columns], scaled inside the product, before it is rounded."""
+    left, right, shape = left.flatten(0, 1), right.flatten(0, 1), left.shape[:2]
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale).unflatten(0, shape)
 
 
 def _rows(x_bkgtd: Tensor, piece: Piece) -> Tensor:
