@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from herd.engine import kernels
 from herd.model.cache import PagedCache, Pass, Row
-from herd.model.rope import rotate
+from herd.model.rope import rotate, turning
 
 _QUERIES = 512  # of a row at once, where scores are written out
 
@@ -112,8 +112,8 @@ def store_plain(
     places_t: Tensor, keys_hpd: Tensor, values_hpd: Tensor,
 ) -> Tensor:  # fmt: skip
     """As `kernels.turn_and_store`, by PyTorch's own operators."""
-    cos, sin = cos_td.unsqueeze(0), sin_td.unsqueeze(0)
-    q_htd, k_htd = (rotate(x.transpose(0, 1).unsqueeze(0), cos, sin)[0] for x in (q_thd, k_thd))
+    table = turning(cos_td.unsqueeze(0), sin_td.unsqueeze(0), q_thd.dtype)
+    q_htd, k_htd = (rotate(x.transpose(0, 1).unsqueeze(0), *table)[0] for x in (q_thd, k_thd))
     keys_hpd.index_copy_(1, places_t, k_htd.to(keys_hpd.dtype))
     values_hpd.index_copy_(1, places_t, v_thd.transpose(0, 1).to(values_hpd.dtype))
     return q_htd.transpose(0, 1)

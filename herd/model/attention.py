@@ -40,11 +40,11 @@ Bias = Tensor | tuple[Piece, ...] | Reach | None  # what `attend` adds to the sc
 class Step:
     """What every layer of one forward pass shares: rotation table, who sees whom (None: plain causal), cache.
 
-    With a view of a cache there is one bias for each of its groups, without a cache there is one.
+    With a view of a cache there is one bias for each of its groups, without a cache there is one. The table is cos and
+    sin [b, t, d] for a Pass, which turns in its own way, and else what `rotate` takes.
     """
 
-    cos_btd: Tensor
-    sin_btd: Tensor
+    table: tuple[Tensor, Tensor]
     biases: tuple[Bias, ...]
     cache: CacheView | Pass | None
 
@@ -132,10 +132,10 @@ class Attention(nn.Module):
         q_bt, k_bt, v_bt = joined(x_bte) if joined else project(x_bte, self.wq, self.wk, self.wv)
         if isinstance(step.cache, Pass):
             q_thd, k_thd, v_thd = (part[0].unflatten(-1, (-1, self.head_size)) for part in (q_bt, k_bt, v_bt))
-            out_thd = step.cache.attend(self.layer, q_thd, k_thd, v_thd, step.cos_btd[0], step.sin_btd[0])
+            out_thd = step.cache.attend(self.layer, q_thd, k_thd, v_thd, *(part[0] for part in step.table))
             return self.wo(out_thd.flatten(1).unsqueeze(0))
-        q_bhtd = rotate(self._heads(q_bt), step.cos_btd, step.sin_btd)
-        k_bhtd = rotate(self._heads(k_bt), step.cos_btd, step.sin_btd)
+        q_bhtd = rotate(self._heads(q_bt), *step.table)
+        k_bhtd = rotate(self._heads(k_bt), *step.table)
         v_bhtd = self._heads(v_bt)
         if step.cache is None:
             out_bhtd = attend(q_bhtd, k_bhtd, v_bhtd, step.biases[0])

@@ -36,28 +36,36 @@ def rotation_table(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tens
     return angles.cos(), angles.sin()
 
 
-def rotate(x_bhtd: Tensor, cos_btd: Tensor, sin_btd: Tensor) -> Tensor:
-    """Turn queries or keys [b, h, t, head_size] by the table's angles."""
-    return _Rotation.apply(x_bhtd, cos_btd.unsqueeze(1).to(x_bhtd.dtype), sin_btd.unsqueeze(1).to(x_bhtd.dtype))
+def turning(cos_btd: Tensor, sin_btd: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return a table as `rotate` takes it, each [b, 1, t, head_size], made once for all layers of a pass.
+
+    The sine has the sign that the half has which it is added to.
+    """
+    first, second = sin_btd.chunk(2, -1)
+    signed = torch.cat((-first, second), -1)
+    return cos_btd.unsqueeze(1).to(dtype), signed.unsqueeze(1).to(dtype)
+
+
+def rotate(x_bhtd: Tensor, cos_b1td: Tensor, signed_b1td: Tensor) -> Tensor:
+    """Turn queries or keys [b, h, t, head_size] by the angles of a `turning` table of their dtype."""
+    return _Rotation.apply(x_bhtd, cos_b1td, signed_b1td)
 
 
 class _Rotation(torch.autograd.Function):
     # the gradient of a turn is the turn back: it doesn't keep its input
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+    def forward(ctx: Any, x: Tensor, cos: Tensor, signed: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, signed)
+        return _turn(x, cos, signed, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        cos, sin = ctx.saved_tensors
-        return _turn(grads[0], cos, -sin), None, None
+        cos, signed = ctx.saved_tensors
+        return _turn(grads[0], cos, signed, -1), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    signed = torch.cat((-sin[..., :half], sin[..., half:]), -1)
-    # whole heads: a processor works on halves of 16 numbers three times as slowly
-    swapped = torch.cat((x[..., half:], x[..., :half]), -1)
-    return (x * cos).addcmul_(swapped, signed)
+def _turn(x: Tensor, cos: Tensor, signed: Tensor, way: int) -> Tensor:
+    # whole heads, beside themselves with their halves swapped: a processor works on halves of 16 numbers three times
+    # as slowly
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), signed, value=way)

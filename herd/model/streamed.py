@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from herd.model.attention import Step
 from herd.model.norm import RMSNorm
 from herd.model.quant import replace_linears, stored_plan
-from herd.model.rope import inverse_frequencies, rotation_table
+from herd.model.rope import inverse_frequencies, rotation_table, turning
 from herd.model.source import Source
 from herd.model.transformer import Block
 
@@ -43,7 +43,8 @@ def streamed_logits(
     if not config.tie_embeddings:
         del embedding
     positions = torch.arange(tokens_bt.shape[1]).expand_as(tokens_bt)
-    step = Step(*rotation_table(inverse_frequencies(config), positions), (None,), None)
+    table = turning(*rotation_table(inverse_frequencies(config), positions), x_bte.dtype)
+    step = Step(table, (None,), None)
     plan, names = stored_plan(source), source.names()
     for layer in range(config.n_layers):
         place = f"layers.{layer}."

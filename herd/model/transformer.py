@@ -18,7 +18,7 @@ from herd.model.config import ModelConfig
 from herd.model.fresh import draw
 from herd.model.linear import project
 from herd.model.norm import RMSNorm
-from herd.model.rope import inverse_frequencies, rotation_table
+from herd.model.rope import inverse_frequencies, rotation_table, turning
 
 
 class FeedForward(nn.Module):
@@ -93,7 +93,8 @@ class Transformer(nn.Module):
         if cache is not None:
             groups = cache.groups if isinstance(cache, CacheView) else []
             biases = [None if group.mask is None else bias_of(group.mask, x_bte.dtype) for group in groups]
-        step = Step(*rotation_table(self.frequencies, positions), tuple(biases), cache)
+        table = rotation_table(self.frequencies, positions)
+        step = Step(table if isinstance(cache, Pass) else turning(*table, x_bte.dtype), tuple(biases), cache)
         for layer in self.layers:
             x_bte = layer(x_bte, step)
         return self.norm(x_bte)
