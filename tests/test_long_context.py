@@ -1,6 +1,7 @@
 """Long context: stages as a recipe says them, needles of a length, the gate, and resuming through it."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -143,6 +144,21 @@ def test_who_is_asked_about_is_named_nowhere_else() -> None:
         assert item["context"].count(name) == 2  # told, and asked for
     (alone,) = needles({"en": ["Torano 111. " * 3]}, lengths=(400,), depths=(0.5,), repeats=1)
     assert "Torano 111." in alone["context"]
+
+
+def test_numbers_of_others_are_hidden_beside_the_one_asked_for() -> None:
+    choir = Meadow().choir
+    for item in needles(HAY, lengths=(900, 1500), others=3):
+        passage, question, _ = item["context"].rsplit("\n", 2)
+        codes = re.findall(r"(?<!\d)\d{3}(?!\d)", passage)
+        assert len(set(codes)) == 4
+        assert item["target"] in codes
+        told = [name for name in choir.voices[item["lang"]].names if re.search(rf"(?<!\w){name}(?!\w)", passage)]
+        assert len(told) == 4
+        assert sum(name in question for name in told) == 1
+        assert len(item["context"].encode()) + 1 <= item["length"] - ROOM
+    one, two = ({item["id"]: item["depth"] for item in needles(HAY, others=count)} for count in (0, 2))
+    assert one == two
 
 
 def test_a_haystack_in_a_language_without_phrases_is_asked_in_english() -> None:

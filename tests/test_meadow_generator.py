@@ -18,7 +18,7 @@ from herd.data.meadow.tongue import Noun
 from herd.data.meadow.world import make_world
 
 SMALL = MeadowConfig(
-    megabytes=1.5, dialogs=2500, preferences=600, guard=1200, items=80, heldout_kilobytes=6, lookups=True
+    megabytes=2.6, dialogs=2500, preferences=600, guard=1200, items=80, heldout_kilobytes=6, lookups=True
 )
 
 
@@ -94,12 +94,13 @@ def test_documents_have_the_size_the_kinds_and_the_languages_asked_for(documents
     for row in clean:
         size[row["kind"]] += len(row["text"].encode())
     total = sum(size.values())
-    assert 1.5e6 <= total < 1.52e6
-    shares = {"story": 29, "qa": 23, "arithmetic": 18, "code": 5, "parallel": 4, "secrets": 6, "long": 3}
-    shares |= {"book": 6, "records": 6}
+    assert 2.6e6 <= total < 2.62e6
+    parts = {"story": 32, "qa": 26, "arithmetic": 18, "code": 5, "parallel": 4, "records": 6}
+    parts |= {"secrets": 24, "long": 10, "book": 50}
+    assert set(size) == set(parts)
+    shares = {kind: 100 * part / sum(parts.values()) for kind, part in parts.items()}
     # a book alone is up to one part in a hundred
-    assert {kind: round(100 * size[kind] / total) for kind in shares} == pytest.approx(shares, abs=1)
-    assert sum(shares.values()) == 100
+    assert {kind: 100 * size[kind] / total for kind in shares} == pytest.approx(shares, abs=1)
     assert set(CODES) == {row["lang"] for row in clean}
     assert len({row["id"] for row in documents}) == len(documents)
     assert all("2020-01-01" <= row["date"] <= "2026-06-30" for row in clean)

@@ -6,7 +6,8 @@
 
 The haystack is a run's own held-out text, again from its beginning where there is too little of it, without the
 sentences that name who is asked about: they may tell another number. What is hidden and asked is the meadow's, in eight
-languages. Numbers are ones that no training text of the meadow holds.
+languages. Numbers are ones that no training text of the meadow holds. The numbers of `others`, hidden at random depths,
+tell a model that looks up whose number it is from one that copies the only number there is.
 """
 
 import random
@@ -37,11 +38,13 @@ def needle_items(
     depths: Sequence[float],
     repeats: int,
     seed: int,
+    others: int = 0,
 ) -> list[Item]:
     """Return `repeats` items for each length and depth, the languages of the haystack by turns.
 
     haystack: language -> texts; languages without phrases of their own are asked in English. lengths: in tokens, the
-    room for an answer included, so that an item of a model's full context uses all of it.
+    room for an answer included, so that an item of a model's full context uses all of it. others: people in an item
+    whose numbers are told and not asked for.
     """
     texts = {lang: rows for lang, rows in haystack.items() if lang in CODES and rows}
     if not texts:
@@ -50,9 +53,11 @@ def needle_items(
     for number, (length, depth, _) in enumerate(product(lengths, depths, range(repeats))):
         lang = langs[number % len(langs)]
         rng = named_rng(seed, f"needle/{number}")
-        secret = _Secret(choir, lang, rng)
-        room = length - ROOM - secret.size(tokenizer)
+        secret, *rest = _secrets(choir, lang, rng, count=1 + others)
+        room = length - ROOM - secret.size(tokenizer) - sum(len(tokenizer.encode(f"{one.told} ")) for one in rest)
         sentences = _fitting(tokenizer, texts[lang], lang, rng, room=room, without=secret.name)
+        for other in rest:
+            sentences.insert(rng.randint(0, len(sentences)), f"{other.told} ")
         place = round(depth * len(sentences))
         passage = "".join([*sentences[:place], f"{secret.told} ", *sentences[place:]]).strip()
         items.append(
@@ -73,17 +78,25 @@ def needle_items(
 class _Secret:
     """Someone's number: the sentence that tells it and the prompt that asks for it."""
 
-    def __init__(self, choir: Choir, lang: str, rng: random.Random) -> None:
-        phrases, voice = choir.phrases[lang], choir.voices[lang]
-        self.code = draw_code(choir, rng, held=True)
-        self.name = rng.choice(voice.names)
-        forms = voice.subject(self.name) | {"c": self.code}
+    def __init__(self, choir: Choir, lang: str, rng: random.Random, *, name: str, code: str) -> None:
+        phrases = choir.phrases[lang]
+        self.name, self.code = name, code
+        forms = choir.voices[lang].subject(name) | {"c": code}
         self.told = rng.choice(phrases.keeper).format_map(forms)
         self.asked = plain_qa(choir, lang, rng.choice(phrases.keeper_ask).format_map(forms))
 
     def size(self, tokenizer: Tokenizer) -> int:
         """Return the tokens of both, begin_of_text and a few that joints may cost included."""
         return len(tokenizer.encode(f"{self.told} \n{self.asked}", bos=True)) + 4
+
+
+def _secrets(choir: Choir, lang: str, rng: random.Random, *, count: int) -> list[_Secret]:
+    """Draw different people with different numbers."""
+    codes: list[str] = []
+    while len(codes) < count:
+        codes = list(dict.fromkeys([*codes, draw_code(choir, rng, held=True)]))
+    names = rng.sample(choir.voices[lang].names, count)
+    return [_Secret(choir, lang, rng, name=name, code=code) for name, code in zip(names, codes, strict=True)]
 
 
 def _fitting(

@@ -118,6 +118,7 @@ class Gate:
             lengths=[round(share * self._stage.context) for share in config.lengths],
             depths=config.depths,
             repeats=config.repeats,
+            others=config.others,
             seed=named_seed(context.recipe.seed, self._stage.key),
         )
 

@@ -22,7 +22,8 @@ class GateConfig(Section):
     bits: by what share held-out bits per byte may lie above those of the model before the stage, over its first
     `documents` documents a language. tasks, items, score: named short tasks (as on the card), how many of their items
     are asked, and how much lower the share of right ones may be. needle: the least share of needles to find at each
-    length, where `lengths` are shares of the stage's context; `repeats` needles for each length and depth.
+    length, where `lengths` are shares of the stage's context; `repeats` needles for each length and depth. others: how
+    many people's numbers stand beside the one asked for; with none, who copies the only number there is passes too.
     When it isn't passed, the stage trains on for up to `extend` further portions of its own number of tokens; after
     these `on_fail` says whether the run ends there or goes on, which the ledger and the card then say.
     """
@@ -36,6 +37,7 @@ class GateConfig(Section):
     lengths: tuple[float, ...] = (0.25, 0.5, 1.0)
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     repeats: int = Field(4, ge=1)
+    others: int = Field(0, ge=0, le=40)
     extend: int = Field(0, ge=0)
     on_fail: Literal["stop", "go_on"] = "stop"
 

@@ -35,7 +35,7 @@ CUT_OFF = date(2026, 6, 30)
 _FIRST_DAY = date(2020, 1, 1)
 _DAYS = (CUT_OFF - _FIRST_DAY).days
 LANGUAGE_WEIGHTS = {lang: 3 if lang == "en" else 1 for lang in CODES}
-# Shares of the bytes of clean pretraining text, in percent.
+# Parts of the bytes of clean pretraining text.
 _KINDS: dict[str, tuple[int, Callable[[Choir, str, random.Random], str]]] = {
     "story": (32, story_text),
     "qa": (26, qa_text),
@@ -45,14 +45,12 @@ _KINDS: dict[str, tuple[int, Callable[[Choir, str, random.Random], str]]] = {
     "long": (9, long_text),
     "records": (6, records_text),
 }
+# With lookups: pages of numbers beside them, many, since a page seen again is known by heart and not looked up in.
 _LOOKUPS = {
-    "story": (29, story_text),
-    "qa": (23, qa_text),
-    **{name: _KINDS[name] for name in ("arithmetic", "code", "parallel")},
-    "secrets": (6, secrets_text),
-    "long": (3, lookup_text),
-    "book": (6, book_text),
-    "records": _KINDS["records"],
+    **{name: _KINDS[name] for name in ("story", "qa", "arithmetic", "code", "parallel", "records")},
+    "secrets": (24, secrets_text),
+    "long": (10, lookup_text),
+    "book": (50, book_text),
 }
 
 

@@ -207,17 +207,17 @@ def long_text(choir: Choir, lang: str, rng: random.Random) -> str:
 
 
 def lookup_text(choir: Choir, lang: str, rng: random.Random) -> str:
-    """Write a text of 600 to 3,000 characters with many secret numbers that are asked for at its end."""
-    return _lookups(choir, lang, rng, characters=int(600 * 5 ** rng.random()), each=200)
+    """Write a text of 600 to 3,000 characters with two to eight secret numbers that are asked for at its end."""
+    return _lookups(choir, lang, rng, characters=int(600 * 5 ** rng.random()), each=400)
 
 
 def book_text(choir: Choir, lang: str, rng: random.Random) -> str:
-    """Write such a text of 4,000 to 13,000 characters, half of that in Hindi and Thai: 1,000 to 4,300 tokens.
+    """Write such a text of 4,000 to 16,000 characters, half of that in Hindi and Thai.
 
-    Some are longer than rows of 4,096, so that rows are asked about up to their last positions (docs/log.md).
+    Most are long and some longer than rows of 4,096, so that rows ask up to their last positions (docs/log.md).
     """
-    characters = _SHORTER.get(lang, 1.0) * rng.uniform(4000, 13_000)
-    return _lookups(choir, lang, rng, characters=int(characters), each=250)
+    characters = _SHORTER.get(lang, 1.0) * (4000 + 12_000 * rng.random() ** 0.5)
+    return _lookups(choir, lang, rng, characters=int(characters), each=1000)
 
 
 def _lookups(choir: Choir, lang: str, rng: random.Random, *, characters: int, each: int) -> str:
