@@ -8,7 +8,7 @@ from herd.base.config import Section
 class MeadowConfig(Section):
     """Sizes of what one meadow yields. Only `seed` and `characters` change the world itself.
 
-    lookups: pages of up to 12,000 characters on which many numbers are told and asked for, and such long needles.
+    lookups: pages of up to 16,000 characters on which numbers are told and asked for, and needles as long as these.
     """
 
     seed: int = 0
