@@ -52,7 +52,7 @@ def run(context: Context, key: str) -> Outcome:
         **how,
         **({"teacher": "flagship/base", "top_k": section.top_k, "share": section.share} if way == "distil" else {}),
     }
-    plan = Plan(objective, feed, section.optim, section.steps, mesh, section.accumulate, about, section.watch)
+    plan = Plan(objective, feed, section.optim, section.steps, mesh, section.micro_batches, about, section.watch)
     return train(context, key, start, plan, output=f"siblings/{name}/{'base' if way == 'distil' else 'alone'}")
 
 

@@ -43,8 +43,9 @@ def check_meshes(recipe: Recipe, *, ranks: int) -> None:
 
 
 def batches_of(section: TrainConfig) -> Batches:
-    """Return what a training section runs at once: the fewest rows, the longest ones."""
-    return Batches(min(phase.rows for phase in section.phases), section.context, section.accumulate)
+    """Return what a training section runs at once: the fewest rows and micro-batches, the longest rows."""
+    rows, micro = (min(getattr(phase, name) for phase in section.phases) for name in ("rows", "accumulate"))
+    return Batches(rows, section.context, micro)
 
 
 def example_batches(section: EpochConfig) -> Batches:

@@ -63,7 +63,7 @@ def run(context: Context, key: str) -> Outcome:
     if isinstance(section, LongStageConfig) and section.gate is not None:
         gate = partial(Gate, context, section, before=folders[number - 1])
     plan = Plan(
-        NextToken(), feed, section.optim, section.steps, mesh, section.accumulate, about, section.watch, gate=gate
+        NextToken(), feed, section.optim, section.steps, mesh, section.micro_batches, about, section.watch, gate=gate
     )
     return train(context, key, start, plan, output=output)
 

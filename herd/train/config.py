@@ -29,11 +29,15 @@ class OptimConfig(Section):
 
 
 class RampConfig(Section):
-    """A phase of a training before its last: `context` and `batch_tokens` until so many tokens have been shown."""
+    """A phase of a training before its last: `context` and `batch_tokens` until so many tokens have been shown.
+
+    accumulate: its micro-batches a step, where they are not as many as the section's.
+    """
 
     until: PositiveInt
     context: PositiveInt
     batch_tokens: PositiveInt
+    accumulate: PositiveInt | None = None
 
 
 class MixturePoint(Section):
@@ -105,17 +109,24 @@ class TrainConfig(Section):
     def phases(self) -> tuple[Phase, ...]:
         """Return what the ramp and its end come to, in steps."""
         phases, done = [], 0
-        for until, context, batch_tokens in self._parts:
+        for until, context, batch_tokens, micro in self._parts:
             steps = max(0, math.ceil((until - done) / batch_tokens))
             done += steps * batch_tokens
-            phases.append(Phase(steps, batch_tokens // context // self.accumulate, context, self.accumulate))
+            phases.append(Phase(steps, batch_tokens // context // micro, context, micro))
         return tuple(phases)
 
     @property
-    def _parts(self) -> list[tuple[int, int, int]]:
+    def _parts(self) -> list[tuple[int, int, int, int]]:
         ramp = self.ramp if self.tokens else ()
-        ends = [(part.until, part.context, part.batch_tokens) for part in ramp]
-        return [*ends, (self.tokens, self.context, self.batch_tokens)]
+        ends = [(part.until, part.context, part.batch_tokens, part.accumulate or self.accumulate) for part in ramp]
+        return [*ends, (self.tokens, self.context, self.batch_tokens, self.accumulate)]
+
+    def micro_batches(self, step: int) -> int:
+        """Return how many make the update after `step` updates; the last phase never ends."""
+        for phase in self.phases:
+            if (step := step - phase.steps) < 0:
+                return phase.accumulate
+        return self.accumulate
 
     @property
     def rows(self) -> int:
@@ -137,18 +148,18 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         parts, phases = self._parts, self.phases
-        for (_, context, batch_tokens), phase in zip(parts, phases, strict=True):
+        for (_, context, batch_tokens, micro), phase in zip(parts, phases, strict=True):
             if phase.rows < 1:
                 raise ValueError(
                     f"batch_tokens {batch_tokens} is less than one row of context {context} "
-                    f"for each of {self.accumulate} micro-batches"
+                    f"for each of {micro} micro-batches"
                 )
         if len(parts) > 1 and not all(phase.steps for phase in phases):
             raise ValueError(
-                f"ramp: its phases end at {[until for until, _, _ in parts[:-1]]} of {self.tokens} tokens; "
+                f"ramp: its phases end at {[until for until, *_ in parts[:-1]]} of {self.tokens} tokens; "
                 "each must end a step or more after the one before, and before the training does"
             )
-        contexts = [context for _, context, _ in parts]
+        contexts = [context for _, context, *_ in parts]
         if sorted(contexts) != contexts:
             raise ValueError(f"ramp: rows may grow but not shrink, and `context` is {contexts} in turn")
         return self

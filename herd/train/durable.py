@@ -23,7 +23,7 @@ from herd.train.config import FaultsConfig
 from herd.train.feed import Feed
 from herd.train.heart import no_watch
 from herd.train.hooks import Metrics
-from herd.train.loop import Hook, State, fit
+from herd.train.loop import Accumulate, Hook, State, fit
 from herd.train.objective import Objective
 from herd.train.optim import Diverged, Optimizer
 from herd.train.spikes import Skip, Skips, Spike, SpikeWatch
@@ -86,7 +86,7 @@ class Durable:
         state: State,
         *,
         steps: int,
-        accumulate: int = 1,
+        accumulate: Accumulate = 1,
         looks: Sequence[Hook] = (),
         hooks: Sequence[Hook] = (),
     ) -> State:

@@ -30,6 +30,7 @@ class State:
 
 
 Hook = Callable[[State], None]
+Accumulate = int | Callable[[int], int]  # micro-batches of an update, or of the one after so many updates
 
 
 def fit(
@@ -41,7 +42,7 @@ def fit(
     steps: int,
     hooks: Sequence[Hook] = (),
     state: State | None = None,
-    accumulate: int = 1,
+    accumulate: Accumulate = 1,
 ) -> State:
     """Train until `steps` updates are made, calling every hook in order after each; return the final state.
 
@@ -62,7 +63,8 @@ def fit(
     worker.train()
     while state.step < steps:
         began = time.perf_counter()
-        batches = [next(feed).to(device) for _ in range(accumulate)]
+        count = accumulate if isinstance(accumulate, int) else accumulate(state.step)
+        batches = [next(feed).to(device) for _ in range(count)]
         losses = worker.backward(counted, batches)
         totals = dict(zip(names, worker.sum(_summed(losses, names, device)).tolist(), strict=True))
         weight, tokens = totals.pop("weight"), round(totals.pop("tokens"))

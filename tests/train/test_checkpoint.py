@@ -22,7 +22,7 @@ from herd.train.config import CheckpointConfig, FaultsConfig
 from herd.train.durable import Durable
 from herd.train.feed import PackedFeed, ShardSource
 from herd.train.hooks import Metrics
-from herd.train.loop import State
+from herd.train.loop import Accumulate, State
 from herd.train.objective import Loss, NextToken, Objective
 from herd.train.optim import Optimizer
 
@@ -54,7 +54,7 @@ class Run:
         folder: Path,
         *,
         dtype: torch.dtype = torch.float32,
-        accumulate: int = 1,
+        accumulate: Accumulate = 1,
         owner: Mapping[str, Any] = ME,
         keep: CheckpointConfig = NEVER,
         faults: FaultsConfig = FAULTS,
@@ -126,10 +126,13 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize(("dtype", "accumulate"), [(torch.float32, 1), (torch.float32, 2), (torch.bfloat16, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "accumulate"),
+    [(torch.float32, 1), (torch.float32, 2), (torch.bfloat16, 1), (torch.float32, lambda step: 1 + step // 4)],
+)
 @pytest.mark.parametrize(("saved", "killed"), [([1], 1), ([3, 5], 7), ([7], 11), ([8, 9, 10, 11], 11), ([], 4)])
 def test_going_on_equals_never_stopped(
-    tmp_path: Path, dtype: torch.dtype, accumulate: int, saved: list[int], killed: int
+    tmp_path: Path, dtype: torch.dtype, accumulate: Accumulate, saved: list[int], killed: int
 ) -> None:
     whole = Run(tmp_path / "whole", dtype=dtype, accumulate=accumulate)
     whole.go()

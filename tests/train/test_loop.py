@@ -85,6 +85,24 @@ def test_micro_batches_of_ragged_masks_give_the_gradient_of_the_whole(
     np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-3)
 
 
+def test_each_update_may_have_its_own_number_of_micro_batches() -> None:
+    """A ramp of the batch: updates of 1, 2 and 4 micro-batches of one size take the batches in their order."""
+    model, objective = toy_model(), NextToken()
+    feed = Listed([collate([[e]], row_length=32, pad_id=0) for e in toy_examples(LENGTHS)])
+    taken: list[int] = []
+    optimizer = Optimizer(model.named_parameters(), optim(), steps=3)
+    fit(
+        model,
+        objective,
+        feed,
+        optimizer,
+        steps=3,
+        accumulate=lambda step: 1 << step,
+        hooks=[lambda _: taken.append(feed.at)],
+    )
+    assert taken == [1, 3, 7]
+
+
 def test_how_documents_are_packed_doesnt_change_the_loss() -> None:
     examples = toy_examples(LENGTHS)
     model = toy_model()

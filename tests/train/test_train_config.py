@@ -40,6 +40,17 @@ def test_the_papers_ramp() -> None:
     assert config.steps == first.steps + second.steps + third.steps
 
 
+def test_a_phase_may_have_micro_batches_of_its_own_so_that_these_keep_their_size() -> None:
+    ramp = [
+        {"until": 640, "context": 32, "batch_tokens": 64, "accumulate": 1},
+        {"until": 1280, "context": 64, "batch_tokens": 128, "accumulate": 2},
+    ]
+    config = section(context=64, batch_tokens=256, tokens=2304, ramp=ramp, accumulate=4)
+    assert config.phases == (Phase(10, 2, 32, 1), Phase(5, 1, 64, 2), Phase(4, 1, 64, 4))
+    assert [config.micro_batches(step) for step in range(21)] == [1] * 10 + [2] * 5 + [4] * 6
+    assert section(accumulate=3, batch_tokens=192).micro_batches(10**9) == 3
+
+
 def test_shares_may_be_one_mapping_or_points() -> None:
     shares = {"en": 0.4, "rest": 0.6}
     assert section(mixture=shares).mixture == section(mixture=[{"shares": shares}]).mixture
@@ -52,6 +63,10 @@ def test_shares_may_be_one_mapping_or_points() -> None:
     ("changes", "message"),
     [
         ({"batch_tokens": 63}, "batch_tokens 63 is less than one row of context 64 for each of 1 micro-batches"),
+        (
+            {"ramp": [FIRST | {"accumulate": 5}]},
+            "batch_tokens 128 is less than one row of context 32 for each of 5 micro-batches",
+        ),
         ({"ramp": [FIRST | {"batch_tokens": 31}]}, "batch_tokens 31 is less than one row of context 32"),
         ({"ramp": [FIRST | {"context": 128}]}, "rows may grow but not shrink, and `context` is [128, 64] in turn"),
         ({"ramp": [FIRST, FIRST]}, "its phases end at [1000, 1000] of 10000 tokens; each must end a step or more"),

@@ -190,6 +190,14 @@ def test_a_ramp_changes_the_shape_at_the_exact_step(shards: TokenShards) -> None
     assert next(feed).tokens.shape == (4, 32)
 
 
+def test_a_ramp_may_keep_the_size_of_its_micro_batches(shards: TokenShards) -> None:
+    ramp = [{"until": 640, "context": 32, "batch_tokens": 64, "accumulate": 1}]
+    config = section(context=32, batch_tokens=256, tokens=2432, ramp=ramp, accumulate=4)
+    feed = feed_of(shards, config)
+    updates = [[next(feed).tokens.shape for _ in range(config.micro_batches(step))] for step in range(config.steps)]
+    assert updates == [[(2, 32)]] * 10 + [[(2, 32)] * 4] * 7
+
+
 @st.composite
 def sections(draw: st.DrawFn) -> TrainConfig:
     """Draw sections with ramps, mixtures, schedules and windows of all sizes."""
