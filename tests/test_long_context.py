@@ -209,6 +209,12 @@ def test_gates_are_facts_and_stand_on_the_card(toy_run: Path) -> None:
     card = (toy_run / "MODEL_CARD.md").read_text()
     assert "Gates of the long-context stages" in card
     assert "Needle after long-context/1024" in card
+    short, long = (re.search(rf"\| {n} \| asked \|.*", card) for n in (512, 1024))
+    assert short is not None
+    assert long is not None
+    # what a gate didn't ask isn't said to have been asked: tasks of the first, numbers of others of the second
+    assert re.fullmatch(r"\| 512 \| asked \| 100.0 % \[r\d+\] \|  \| 2 \[r\d+\] \| 0.0 % .*", short[0])
+    assert re.fullmatch(r"\| 1024 \| asked \| 100.0 % \[r\d+\] \| 100.0 % \[r\d+\] \|  \| 50.0 % .*", long[0])
 
 
 def test_named_tasks_are_measured_while_training(toy_run: Path) -> None:

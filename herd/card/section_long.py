@@ -27,7 +27,8 @@ def _gates(book: Book) -> Iterator[Block]:
         "same texts and items. Is the needle found at every length up to the stage's: a number told once at some depth "
         "of a long text and asked for after its end, for a base model as text that goes on; length is in tokens. A "
         "stage that doesn't pass trains on, stops the run or goes on all the same, as the recipe says. 'Asked' is the "
-        "most that bits per byte may rise, as a share, and a task fall, and the least share of needles at each length."
+        "most that bits per byte may rise, as a share, and a task fall, and the least share of needles at each length; "
+        "under 'Needle', where any were hidden, how many other people's numbers stood in the same text."
     )
     tasks = list(dict.fromkeys(task for record in records for task in record.facts["gate"]["asked"]["tasks"]))
     header = ("Stage", "When", "Bits per byte ↓", *(task_label(task) for task in tasks), "Needle", "Least at a length")
@@ -76,8 +77,11 @@ def _gate_rows(book: Book, record: Record, tasks: Sequence[str]) -> Iterator[tup
         stage,
         "asked",
         book.figure(record, *asked, "bits", unit="share"),
-        *(book.figure(record, *asked, "score", unit="share") for _ in tasks),
-        "",
+        *(
+            book.figure(record, *asked, "score", unit="share") if task in gate["asked"]["tasks"] else ""
+            for task in tasks
+        ),
+        book.figure(record, *asked, "others", unit="count") if gate["asked"].get("others") else "",
         book.figure(record, *asked, "needle", unit="share"),
         str(gate["decision"]),
     )
