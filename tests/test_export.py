@@ -210,6 +210,7 @@ def test_import_says_what_it_found(toy: Path) -> None:
     assert found["dialogs"] == "its chat template gives herd's own ids"
 
 
+@pytest.mark.slow
 def test_the_command_line(toy_run: Path, tmp_path: Path) -> None:
     target = tmp_path / "meta"
     done = herd("export", str(toy_run / "flagship"), "--format", "meta", "--mp", "2", "--to", str(target))
@@ -263,6 +264,7 @@ def test_quantised_weights_on_the_command_line(toy_run: Path, tmp_path: Path) ->
         assert refused.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_flagship_from_elsewhere(toy_run: Path, tmp_path: Path) -> None:
     """Continued from imported weights, with a stage of no tokens passing them on, siblings distilled from it."""
     export(open_folder(toy_run / "flagship/base"), tmp_path / "meta", Plan("meta"), Silent())
