@@ -12,14 +12,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from herd.base.files import read_jsonl
 from herd.data.meadow import Meadow
-from herd.data.meadow.config import MeadowConfig
 from herd.engine.engine import Engine
-from herd.eval.needle import needle_items
+from herd.eval.needle import needle_items, read_haystack
 from herd.eval.runner import run_task
 from herd.eval.subject import Subject
 from herd.model.weights import load_model
+from herd.stages.recipe import load_recipe
 from herd.tokenizer.bpe import Tokenizer
 from herd.tokenizer.codec import DialogCodec
 
@@ -40,10 +39,8 @@ def main() -> None:
     tokenizer = Tokenizer.load(given.run / "tokenizer")
     model = load_model(given.run / given.model).to(torch.bfloat16)
     subject = Subject(given.model, Engine(model), DialogCodec(tokenizer), chat=False)
-    haystack: dict[str, list[str]] = {}
-    for row in read_jsonl(given.run / "corpus/heldout.jsonl"):
-        haystack.setdefault(row["lang"], []).append(row["text"])
-    choir = Meadow(MeadowConfig()).choir
+    haystack = read_haystack(given.run / "corpus")
+    choir = Meadow(load_recipe(str(given.run / "recipe.yaml")).meadow).choir
 
     table = Table("others", *(f"{length:,}" for length in given.lengths), "least language")
     for others in given.others:

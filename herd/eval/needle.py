@@ -14,8 +14,10 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, product
+from pathlib import Path
 from typing import Any
 
+from herd.base.files import read_jsonl
 from herd.base.languages import CODES
 from herd.base.seeds import named_rng
 from herd.data.meadow.stories import draw_code, plain_qa
@@ -73,6 +75,14 @@ def needle_items(
             }
         )
     return items
+
+
+def read_haystack(corpus: Path) -> dict[str, list[str]]:
+    """Return a run's held-out texts by language, from its corpus folder."""
+    texts: dict[str, list[str]] = {}
+    for row in read_jsonl(corpus / "heldout.jsonl"):
+        texts.setdefault(row["lang"], []).append(row["text"])
+    return texts
 
 
 class _Secret:

@@ -21,13 +21,17 @@ _QUERIES = 64
 class Piece:
     """Some queries, the keys from the first to the last that any of them may see, and the bias between the two.
 
-    biased: which of these keys the bias is of; those before them every query sees.
+    The bias is of the last of these keys; those before them every query sees.
     """
 
     queries: slice
     keys: slice
-    biased: slice
     bias_b11ts: Tensor
+
+    def add_to(self, scores_bkgts: Tensor) -> None:
+        """Add the bias to scores of these queries and keys."""
+        keys, biased = scores_bkgts.shape[-1], self.bias_b11ts.shape[-1]
+        scores_bkgts[..., keys - biased :].add_(self.bias_b11ts)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -47,8 +51,8 @@ def cut(mask_b1ts: Tensor, dtype: torch.dtype) -> tuple[Piece, ...]:
             keys = slice(int(seen[0]), int(seen[-1]) + 1)
         hidden = (~rows[..., keys]).flatten(0, 2).any(0).nonzero()
         # whole vectors of a processor: half as many numbers would take longer
-        biased = slice(int(hidden[0]) // 64 * 64 if len(hidden) else keys.stop - keys.start, None)
-        pieces.append(Piece(queries, keys, biased, additive(rows[..., keys][..., biased], dtype).unsqueeze(1)))
+        first = int(hidden[0]) // 64 * 64 if len(hidden) else keys.stop - keys.start
+        pieces.append(Piece(queries, keys, additive(rows[..., keys][..., first:], dtype).unsqueeze(1)))
     return tuple(pieces)
 
 
@@ -70,7 +74,7 @@ class _Pieces(torch.autograd.Function):
         for piece in pieces:
             rows = _rows(q, piece)
             scores = _product(rows, k[:, :, piece.keys].transpose(-1, -2), d**-0.5)
-            _heads(scores, q)[..., piece.biased].add_(piece.bias_b11ts)
+            piece.add_to(_heads(scores, q))
             chance = scores.softmax(-1)
             out_bkgtd[:, :, :, piece.queries] = _heads(chance @ v[:, :, piece.keys], q)
             kept += [rows, chance]

@@ -11,10 +11,9 @@ from functools import cached_property
 from typing import Any
 
 from herd.base.errors import HerdError
-from herd.base.files import read_jsonl
 from herd.base.seeds import named_seed
 from herd.data.meadow import Meadow
-from herd.eval.needle import needle_items
+from herd.eval.needle import needle_items, read_haystack
 from herd.model.transformer import Transformer
 from herd.model.weights import load_model
 from herd.stages.long_context import GateConfig, LongStageConfig
@@ -108,12 +107,9 @@ class Gate:
     @cached_property
     def _needles(self) -> list[dict[str, Any]]:
         context, config = self._context, self._config
-        haystack: dict[str, list[str]] = {}
-        for row in read_jsonl(context.run / "corpus/heldout.jsonl"):
-            haystack.setdefault(row["lang"], []).append(row["text"])
         return needle_items(
             context.tokenizer,
-            haystack,
+            read_haystack(context.run / "corpus"),
             Meadow(context.recipe.meadow).choir,
             lengths=[round(share * self._stage.context) for share in config.lengths],
             depths=config.depths,

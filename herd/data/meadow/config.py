@@ -8,7 +8,7 @@ from herd.base.config import Section
 class MeadowConfig(Section):
     """Sizes of what one meadow yields. Only `seed` and `characters` change the world itself.
 
-    lookups: pages of up to 16,000 characters on which numbers are told and asked for, and needles as long as these.
+    lookups: pages of up to 16,000 characters on which numbers are told and asked for, and needles in 10,000.
     """
 
     seed: int = 0
