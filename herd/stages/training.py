@@ -40,7 +40,7 @@ from herd.train.config import OptimConfig, WatchConfig
 from herd.train.durable import Durable
 from herd.train.feed import Feed
 from herd.train.hooks import Metrics, reporter
-from herd.train.loop import Accumulate, State
+from herd.train.loop import Accumulate, State, micro_batches
 from herd.train.objective import Objective
 from herd.train.optim import Optimizer, own_norm
 from herd.train.prefetch import Prefetched
@@ -157,8 +157,8 @@ def train(context: Context, key: str, start: Source, plan: Plan, *, output: str)
     )
     curve = f"metrics/{key.replace('/', '-')}.jsonl"
     metrics = Metrics(context.run / curve, write=leads())
-    counts = {n if isinstance(n := plan.accumulate, int) else n(step) for step in (0, plan.steps)}
-    feed = Prefetched(plan.feed, ahead=2 * max(counts))  # the loop takes an update's micro-batches at once
+    most = max(micro_batches(plan.accumulate, step) for step in (0, plan.steps))
+    feed = Prefetched(plan.feed, ahead=2 * most)  # the loop takes an update's micro-batches at once
     run = Durable(checkpoints, optimizer, feed, metrics, faults=recipe.faults, attempt=attempt)
     with feed, run:
         state, measured = _trained(context, key, worker, plan, run, config)

@@ -63,8 +63,7 @@ def fit(
     worker.train()
     while state.step < steps:
         began = time.perf_counter()
-        count = accumulate if isinstance(accumulate, int) else accumulate(state.step)
-        batches = [next(feed).to(device) for _ in range(count)]
+        batches = [next(feed).to(device) for _ in range(micro_batches(accumulate, state.step))]
         losses = worker.backward(counted, batches)
         totals = dict(zip(names, worker.sum(_summed(losses, names, device)).tolist(), strict=True))
         weight, tokens = totals.pop("weight"), round(totals.pop("tokens"))
@@ -78,6 +77,11 @@ def fit(
         for hook in hooks:
             hook(state)
     return state
+
+
+def micro_batches(accumulate: Accumulate, step: int) -> int:
+    """Return how many make the update after `step` updates."""
+    return accumulate if isinstance(accumulate, int) else accumulate(step)
 
 
 def _summed(losses: Sequence[Loss], names: Sequence[str], device: torch.device) -> Tensor:
